@@ -141,8 +141,8 @@ mod tests {
         #[test]
         fn bits_put_back_are_dirty_again(pages in 1_u64..300, old in prop::collection::vec(0_u64..300, 0..20), new in prop::collection::vec(0_u64..300, 0..20)) {
             let (mut a, mut b) = (DirtySet::new(pages), DirtySet::new(pages));
-            old.iter().for_each(|&page| a.insert(page));
-            new.iter().for_each(|&page| b.insert(page));
+            for page in old.iter().copied() { a.insert(page); }
+            for page in new.iter().copied() { b.insert(page); }
             b.union(&a);
             prop_assert!(old.iter().chain(&new).filter(|&&page| page < pages).all(|&page| b.contains(page)));
         }

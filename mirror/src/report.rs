@@ -1,0 +1,185 @@
+//! What happens, for whoever watches: the command's display, logs, metrics, tests.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, Guid, Term};
+
+/// Durations of the phases of one pause, in microseconds. Their sum is the pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausePhases {
+    /// Stopping all vCPUs.
+    pub stop_us: u64,
+    /// Taking the dirty set.
+    pub harvest_us: u64,
+    /// Copying dirty pages to staging.
+    pub copy_us: u64,
+    /// Capturing vCPU, VM and device state.
+    pub capture_us: u64,
+    /// Letting the vCPUs run again.
+    pub resume_us: u64,
+}
+
+impl PausePhases {
+    /// The whole pause in microseconds.
+    pub fn total_us(&self) -> u64 {
+        self.stop_us + self.harvest_us + self.copy_us + self.capture_us + self.resume_us
+    }
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Report {
+    /// A standby listens.
+    Listening {
+        /// Where.
+        address: String,
+    },
+    /// Primary and standby agreed on an allocation.
+    Joined {
+        /// Its name.
+        guid: Guid,
+        /// The primary's term.
+        term: Term,
+        /// Pages of guest memory.
+        pages: u64,
+    },
+    /// A seeding round begins.
+    RoundStarted {
+        /// Counted from 1.
+        round: u32,
+        /// Pages to send.
+        pages: u64,
+    },
+    /// So much of a round has been sent.
+    RoundProgress {
+        /// Which round.
+        round: u32,
+        /// Pages sent of it.
+        sent: u64,
+        /// Pages of it.
+        pages: u64,
+    },
+    /// The standby has received a round.
+    RoundDone {
+        /// Which round.
+        round: u32,
+        /// Pages sent.
+        pages: u64,
+        /// Bytes on the wire.
+        bytes: u64,
+        /// Microseconds from its first page to the standby's answer.
+        micros: u64,
+        /// Pages that the guest dirtied meanwhile.
+        dirtied: u64,
+    },
+    /// An epoch is committed.
+    Committed {
+        /// Which.
+        epoch: Epoch,
+        /// Pages in it.
+        pages: u64,
+        /// Bytes on the wire.
+        bytes: u64,
+        /// The pause that began its successor.
+        pause: PausePhases,
+        /// Microseconds from the end of the pause to the standby's answer.
+        commit_us: u64,
+        /// Position up to which output may leave.
+        released: u64,
+    },
+    /// The standby can take over from now on.
+    Protected {
+        /// The epoch it holds.
+        epoch: Epoch,
+    },
+    /// The guest goes on without protection.
+    Unprotected {
+        /// Why.
+        reason: String,
+    },
+    /// The standby is lost; the witness is asked.
+    StandbyLost {
+        /// How that was noticed.
+        reason: String,
+    },
+    /// The primary is lost.
+    PrimaryLost {
+        /// How that was noticed.
+        reason: String,
+        /// The last complete epoch.
+        epoch: Epoch,
+    },
+    /// The standby does not run the guest.
+    Refused {
+        /// Why not.
+        reason: String,
+    },
+    /// No automatic failover: an operator must decide.
+    AwaitingPromotion {
+        /// Why.
+        reason: String,
+    },
+    /// The witness made this side the live one.
+    Won {
+        /// In this term.
+        term: Term,
+    },
+    /// The witness gave no answer; it is asked again.
+    WitnessSilent {
+        /// Why.
+        reason: String,
+    },
+    /// The primary goes on alone.
+    Solo {
+        /// Its term.
+        term: Term,
+    },
+    /// Another side is live: this one has stopped its guest and releases nothing.
+    Frozen {
+        /// Why.
+        reason: String,
+    },
+    /// The standby runs the guest.
+    Active {
+        /// From the end of this epoch.
+        epoch: Epoch,
+        /// In this term.
+        term: Term,
+        /// Its output goes on at this position.
+        output_start: u64,
+    },
+    /// The guest has ended.
+    Ended {
+        /// How.
+        reason: String,
+    },
+    /// Something failed that does not end the guest.
+    Failed {
+        /// What.
+        reason: String,
+    },
+}
+
+/// A report with the time at which it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// Microseconds of the host's monotonic clock: comparable between processes of one host.
+    pub at_us: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+impl Stamped {
+    /// Stamps `report` with the time now.
+    pub fn now(report: Report) -> Self {
+        Self { at_us: monotonic_us(), report }
+    }
+}
+
+/// Microseconds of the host's monotonic clock.
+pub fn monotonic_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+}

@@ -1,0 +1,787 @@
+//! The standby's state machine: events in, actions out; no clock, no socket, no thread.
+//!
+//! ```text
+//! waiting -> reserved -> allocating -> allocated -> receiving -> shadowing(epoch) -> claiming -> active
+//!                                                                       |                  \-> fenced
+//!                                                                       \-> orphaned (no witness) -> active
+//! ```
+//! A standby that has no complete epoch never runs a guest: it forgets the allocation and waits for the next.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::digest::Digest;
+use crate::ids::{Epoch, Guid, Term};
+use crate::memory::{Layout, PAGE_SIZE};
+use crate::report::Report;
+use crate::wire::header::Header;
+use crate::wire::message::{Access, AllocationHeader, Body, Commit, Message, Policy, Refusal, Sense, Space};
+use crate::wire::pages::{PageBatch, PooledBuffer};
+use crate::witness::{Claim, Record};
+
+pub mod inbox;
+
+use inbox::{Inbox, OutputLog, WholeEpoch};
+
+/// Names one link of a standby.
+pub type LinkId = u64;
+
+/// Longest description of a machine that is accepted, in bytes.
+const MAX_MACHINE: usize = 1 << 20;
+
+/// Bounds of the heartbeat interval that a primary may ask for, in milliseconds.
+const HEARTBEAT_MS: std::ops::RangeInclusive<u32> = 1..=60_000;
+
+/// How long space stays promised to a link that does not allocate.
+const RESERVATION: Duration = Duration::from_secs(5);
+
+/// Most links that may wait for space.
+const MAX_QUEUE: usize = 64;
+
+/// What can happen to a standby.
+#[derive(Debug)]
+pub enum Event {
+    /// A frame arrived on a link.
+    Received {
+        /// On which link.
+        link: LinkId,
+        /// Its header, verified.
+        header: Header,
+        /// What it held.
+        body: Body,
+    },
+    /// A link closed, broke, or carried something that is no frame.
+    LinkLost {
+        /// Which.
+        link: LinkId,
+        /// How.
+        reason: String,
+    },
+    /// Time has passed.
+    Tick,
+    /// Answer to [`Action::Allocate`].
+    Allocated {
+        /// Whether the machine could be built.
+        machine: Result<(), String>,
+        /// What the witness says.
+        witness: WitnessView,
+    },
+    /// Answer to [`Action::Claim`]: what the witness decided.
+    Claimed(Claim),
+    /// Answer to [`Action::Activate`].
+    Activated(Result<(), String>),
+    /// An operator says that this side shall run the guest.
+    Promote,
+}
+
+/// What the standby's witness says when an allocation is made.
+#[derive(Clone, Debug)]
+pub enum WitnessView {
+    /// No witness is configured.
+    None,
+    /// Its record, if it has one.
+    Record(Option<Record>),
+    /// It could not be read.
+    Failed(String),
+}
+
+/// What the shell around the state machine has to do, in this order.
+#[derive(Debug)]
+pub enum Action {
+    /// Send a message.
+    Send {
+        /// To whom.
+        link: LinkId,
+        /// GUID, term and epoch of the header.
+        stamp: (Guid, Term, Epoch),
+        /// What.
+        message: Message,
+    },
+    /// Close a link, after what was sent on it has gone.
+    Close(LinkId),
+    /// Build the twin machine, ask the witness for its record, and answer with [`Event::Allocated`].
+    Allocate {
+        /// The machine's description.
+        machine: Vec<u8>,
+        /// Its memory.
+        layout: Layout,
+    },
+    /// Write these pages to guest memory: nothing complete is there yet that they could tear.
+    Write(PageBatch),
+    /// Write a whole epoch to guest memory.
+    Apply(Vec<PageBatch>),
+    /// Ask the witness for the term after `expected` and answer with [`Event::Claimed`].
+    Claim {
+        /// The guest.
+        guid: Guid,
+        /// The newest term known.
+        expected: Term,
+    },
+    /// Run the guest and answer with [`Event::Activated`].
+    Activate {
+        /// The machine state.
+        state: Vec<u8>,
+        /// Position of the first byte of `output`.
+        output_start: u64,
+        /// Committed output that is not known to have been seen.
+        output: Vec<u8>,
+    },
+    /// Give the machine and its memory back.
+    Release,
+    /// Tell whoever watches.
+    Report(Report),
+}
+
+/// What a standby is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing; a primary may come.
+    Waiting,
+    /// Space is promised to a link.
+    Reserved,
+    /// The machine is being built.
+    Allocating,
+    /// The machine is there.
+    Allocated,
+    /// Seeding rounds arrive.
+    Receiving,
+    /// It holds a complete epoch and receives the next.
+    Shadowing,
+    /// The primary is lost, the witness is asked.
+    Claiming,
+    /// The primary is lost, there is no witness, an operator must promote.
+    Orphaned,
+    /// The guest runs here.
+    Active,
+}
+
+impl Phase {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Reserved => "reserved",
+            Self::Allocating => "allocating",
+            Self::Allocated => "allocated",
+            Self::Receiving => "receiving",
+            Self::Shadowing => "shadowing",
+            Self::Claiming => "claiming",
+            Self::Orphaned => "orphaned",
+            Self::Active => "active",
+        }
+    }
+}
+
+/// A guest's mirrored memory and what is known of its primary.
+#[derive(Debug)]
+struct Allocation {
+    guid: Guid,
+    term: Term,
+    layout: Layout,
+    policy: Policy,
+    heartbeat: Duration,
+    misses: u32,
+    witness: bool,
+    round: u32,
+    round_pages: u64,
+    round_digest: Digest,
+    epoch: Epoch,
+    inbox: Inbox,
+    state: Vec<u8>,
+    output: OutputLog,
+    sense: Sense,
+    heard: Duration,
+    spoke: Duration,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Standby {
+    name: String,
+    space: u64,
+    /// Time of the last event.
+    now: Duration,
+    phase: Phase,
+    /// When space was last promised.
+    reserved: Duration,
+    /// The link that space is promised to, or whose guest is mirrored.
+    owner: Option<LinkId>,
+    /// Links that wait for space, with what they asked for.
+    queue: VecDeque<(LinkId, Guid, u64)>,
+    allocation: Option<Allocation>,
+}
+
+impl Standby {
+    /// A standby called `name` (what the witness will know it by) with `space` bytes for guest memory.
+    pub fn new(name: impl Into<String>, space: u64) -> Self {
+        Self {
+            name: name.into(),
+            space,
+            now: Duration::ZERO,
+            phase: Phase::Waiting,
+            reserved: Duration::ZERO,
+            owner: None,
+            queue: VecDeque::new(),
+            allocation: None,
+        }
+    }
+
+    /// What it is doing.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The newest term that it knows.
+    pub fn term(&self) -> Term {
+        self.allocation.as_ref().map_or(Term(0), |allocation| allocation.term)
+    }
+
+    /// The last complete epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.allocation.as_ref().map_or(Epoch::NONE, |allocation| allocation.epoch)
+    }
+
+    /// The name it claims terms by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The guest it holds an allocation of.
+    pub fn guid(&self) -> Option<Guid> {
+        self.allocation.as_ref().map(|allocation| allocation.guid)
+    }
+
+    /// Health and counters.
+    pub fn sense(&self) -> Sense {
+        self.allocation.as_ref().map(|allocation| allocation.sense.clone()).unwrap_or_default()
+    }
+
+    /// When [`Event::Tick`] is due at the latest after the last event: half a heartbeat.
+    pub fn tick_interval(&self) -> Duration {
+        self.allocation.as_ref().map_or(Duration::from_millis(25), |allocation| allocation.heartbeat / 2)
+    }
+
+    /// Takes an event at time `now`, counted from any fixed moment; what is to be done is appended to `actions`.
+    pub fn handle(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
+        self.now = now;
+        match event {
+            Event::Received { link, header, body } => self.received(link, &header, body, actions),
+            Event::LinkLost { link, reason } => self.link_lost(link, reason, actions),
+            Event::Tick => self.tick(actions),
+            Event::Allocated { machine, witness } => self.allocated(machine, &witness, actions),
+            Event::Claimed(claim) => self.claimed(claim, actions),
+            Event::Activated(outcome) => self.activated(outcome, actions),
+            Event::Promote if self.phase == Phase::Orphaned => self.activate(self.term().next(), actions),
+            Event::Promote => actions.push(Action::Report(Report::Failed {
+                reason: format!(
+                    "promotion is only possible when the primary is lost; the standby is {}",
+                    self.phase.name()
+                ),
+            })),
+        }
+    }
+
+    fn received(&mut self, link: LinkId, header: &Header, body: Body, actions: &mut Vec<Action>) {
+        let outcome = if self.owner == Some(link) {
+            self.handle_owner(link, header, body, actions)
+        } else {
+            self.handle_other(link, header, body, actions)
+        };
+        if let Err(refusal) = outcome {
+            // A stale sender may live on and ask its witness; anything else wrong means that nothing more of this
+            // link can be trusted.
+            let stale = matches!(refusal, Refusal::StaleTerm { .. });
+            let stamp = (header.guid, self.term(), self.epoch());
+            actions.push(Action::Send { link, stamp, message: Message::Refused(refusal.clone()) });
+            if !stale {
+                actions.push(Action::Close(link));
+                self.link_lost(link, refusal.to_string(), actions);
+            }
+        }
+    }
+
+    /// A link that is not mirrored may ask, and may wait for space.
+    fn handle_other(
+        &mut self,
+        link: LinkId,
+        header: &Header,
+        body: Body,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        if let Some(allocation) = self.allocation.as_mut().filter(|ours| ours.guid == header.guid)
+            && self.phase == Phase::Active
+            && header.term < allocation.term
+        {
+            allocation.sense.stale_frames += 1;
+            return Err(Refusal::StaleTerm { newest: allocation.term });
+        }
+        let Body::Message(message) = body else { return Err(self.wrong_phase("WritePages")) };
+        match message {
+            Message::SpaceRequest { bytes, wait } => {
+                let answer = self.space_for(link, header.guid, bytes, wait);
+                self.answer(link, header, Message::SpaceResponse(answer), actions);
+                Ok(())
+            }
+            Message::Heartbeat { .. } => Ok(()),
+            message => self.inquiry(link, header, &message, actions),
+        }
+    }
+
+    /// Decides on a space request.
+    fn space_for(&mut self, link: LinkId, guid: Guid, bytes: u64, wait: bool) -> Space {
+        if bytes > self.space {
+            let reason = "this standby has less memory than the guest".into();
+            return Space::Denied { available: self.space, reason };
+        }
+        if self.owner.is_none() && self.phase == Phase::Waiting {
+            self.owner = Some(link);
+            self.phase = Phase::Reserved;
+            self.reserved = self.now;
+            return Space::Granted;
+        }
+        if !wait || self.queue.len() >= MAX_QUEUE {
+            let reason = format!("this standby serves another guest and is {}", self.phase.name());
+            return Space::Denied { available: 0, reason };
+        }
+        self.queue.push_back((link, guid, bytes));
+        Space::Queued { before: self.queue.len() as u32 - 1 }
+    }
+
+    /// Requests that change nothing: anybody may send them.
+    fn inquiry(
+        &mut self,
+        link: LinkId,
+        header: &Header,
+        message: &Message,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        let allocation = self.allocation.as_ref().filter(|allocation| allocation.guid == header.guid);
+        let unknown = Refusal::UnknownAllocation(header.guid);
+        let reply = match message {
+            Message::LockRequest => {
+                let allocation = allocation.ok_or(unknown)?;
+                let access = match self.phase {
+                    Phase::Active => Access::Write,
+                    Phase::Receiving | Phase::Shadowing | Phase::Claiming | Phase::Orphaned => Access::Read,
+                    _ => Access::None,
+                };
+                let owner = if access == Access::Write { self.name.clone() } else { "primary".into() };
+                Message::LockResponse { term: allocation.term, owner, access }
+            }
+            Message::HeaderRequest => {
+                let Allocation { guid, layout, epoch, policy, .. } = allocation.ok_or(unknown)?;
+                let header =
+                    AllocationHeader { layout: layout.clone(), guid: *guid, epoch: *epoch, policy: *policy };
+                Message::HeaderResponse(header)
+            }
+            Message::SenseRequest => Message::SenseResponse(self.sense()),
+            other => return Err(self.wrong_phase(other.name())),
+        };
+        self.answer(link, header, reply, actions);
+        Ok(())
+    }
+
+    /// The link whose guest is mirrored here.
+    fn handle_owner(
+        &mut self,
+        link: LinkId,
+        header: &Header,
+        body: Body,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        if self.phase == Phase::Reserved {
+            return self.before_allocation(link, header, body, actions);
+        }
+        let wrong = self.wrong_phase(match &body {
+            Body::Message(message) => message.name(),
+            Body::Pages(_) => "WritePages",
+        });
+        let Some(allocation) = &mut self.allocation else { return Err(wrong) };
+        if header.guid != allocation.guid {
+            return Err(Refusal::UnknownAllocation(header.guid));
+        }
+        if header.term != allocation.term {
+            allocation.sense.stale_frames += 1;
+            return Err(Refusal::StaleTerm { newest: allocation.term });
+        }
+        if matches!(self.phase, Phase::Claiming | Phase::Orphaned) {
+            // Too late: this side has stopped listening, and must not acknowledge what it may not apply.
+            allocation.sense.stale_frames += 1;
+            return Ok(());
+        }
+        allocation.heard = self.now;
+        let message = match body {
+            Body::Pages(payload) => return self.pages(header, payload, actions),
+            Body::Message(message) => message,
+        };
+        match (self.phase, message) {
+            (_, Message::Heartbeat { released }) => allocation.output.released(released),
+            (_, Message::ReleaseMemory { reason }) => {
+                self.answer(link, header, Message::MemoryReleased, actions);
+                self.forget(actions);
+                actions.push(Action::Report(Report::Ended { reason }));
+                self.serve_next(actions);
+            }
+            (Phase::Allocated, Message::AllocateRead) => {
+                self.phase = Phase::Receiving;
+                self.answer(link, header, Message::AllocateReadResponse, actions);
+            }
+            (Phase::Receiving, Message::RoundEnd { round, pages, digest }) => {
+                allocation.end_round(round, pages, digest)?;
+                actions.push(Action::Report(Report::RoundProgress { round, sent: pages, pages }));
+                self.answer(link, header, Message::RoundAck { round }, actions);
+            }
+            (Phase::Receiving | Phase::Shadowing, Message::WriteState(bytes)) => {
+                allocation.check_epoch(header.epoch)?;
+                allocation.inbox.add_state(&bytes, header.checksum).map_err(Refusal::Protocol)?;
+            }
+            (Phase::Receiving | Phase::Shadowing, Message::WriteOutput { start, bytes }) => {
+                allocation.check_epoch(header.epoch)?;
+                allocation.inbox.add_output(start, &bytes, header.checksum).map_err(Refusal::Protocol)?;
+            }
+            (Phase::Receiving | Phase::Shadowing, Message::Commit(commit)) => {
+                self.commit(link, header, &commit, actions)?;
+            }
+            (_, message) => self.inquiry(link, header, &message, actions)?,
+        }
+        Ok(())
+    }
+
+    fn before_allocation(
+        &mut self,
+        link: LinkId,
+        header: &Header,
+        body: Body,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        match body {
+            Body::Message(Message::Allocate { layout, policy, machine, heartbeat_ms, misses }) => {
+                if policy.block_size as usize != PAGE_SIZE {
+                    return Err(Refusal::Protocol(format!(
+                        "block size {} is not {PAGE_SIZE}",
+                        policy.block_size
+                    )));
+                }
+                if !HEARTBEAT_MS.contains(&heartbeat_ms) || misses == 0 || misses > 1000 {
+                    return Err(Refusal::Protocol(format!(
+                        "heartbeat of {heartbeat_ms} ms, {misses} misses"
+                    )));
+                }
+                if layout.bytes() > self.space || machine.len() > MAX_MACHINE || header.term == Term(0) {
+                    return Err(Refusal::Protocol(
+                        "an allocation larger than agreed, or without a term".into(),
+                    ));
+                }
+                self.phase = Phase::Allocating;
+                self.allocation = Some(Allocation {
+                    guid: header.guid,
+                    term: header.term,
+                    layout: layout.clone(),
+                    policy,
+                    heartbeat: Duration::from_millis(heartbeat_ms.into()),
+                    misses,
+                    witness: false,
+                    round: 0,
+                    round_pages: 0,
+                    round_digest: Digest::default(),
+                    epoch: Epoch::NONE,
+                    inbox: Inbox::default(),
+                    state: Vec::new(),
+                    output: OutputLog::default(),
+                    sense: Sense::default(),
+                    heard: self.now,
+                    spoke: self.now,
+                });
+                actions.push(Action::Allocate { machine, layout });
+                Ok(())
+            }
+            Body::Message(Message::Heartbeat { .. }) => Ok(()),
+            Body::Message(Message::ReleaseMemory { .. }) => {
+                self.answer(link, header, Message::MemoryReleased, actions);
+                self.forget(actions);
+                self.serve_next(actions);
+                Ok(())
+            }
+            Body::Message(message) => self.inquiry(link, header, &message, actions),
+            Body::Pages(_) => Err(self.wrong_phase("WritePages")),
+        }
+    }
+
+    fn allocated(&mut self, machine: Result<(), String>, witness: &WitnessView, actions: &mut Vec<Action>) {
+        let (Some(link), Some(allocation), Phase::Allocating) =
+            (self.owner, &mut self.allocation, self.phase)
+        else {
+            return;
+        };
+        let stamp = (allocation.guid, allocation.term, Epoch::NONE);
+        let confirmed = match witness {
+            WitnessView::None => Ok(false),
+            WitnessView::Failed(reason) => Err(reason.clone()),
+            WitnessView::Record(Some(record))
+                if record.guid == allocation.guid && record.term == allocation.term =>
+            {
+                Ok(true)
+            }
+            WitnessView::Record(None) => Err("it has no record".into()),
+            WitnessView::Record(Some(Record { guid, term, .. })) => {
+                Err(format!("it knows guest {guid}, term {term}"))
+            }
+        };
+        let outcome = machine.map_err(Refusal::Machine).and_then(|()| confirmed.map_err(Refusal::Witness));
+        match outcome {
+            Ok(witness) => {
+                allocation.witness = witness;
+                (allocation.heard, allocation.spoke) = (self.now, self.now);
+                self.phase = Phase::Allocated;
+                let (guid, term, pages) = (allocation.guid, allocation.term, allocation.layout.pages());
+                actions.push(Action::Send { link, stamp, message: Message::Allocated });
+                actions.push(Action::Report(Report::Joined { guid, term, pages }));
+            }
+            Err(refusal) => {
+                actions.push(Action::Report(Report::Failed { reason: refusal.to_string() }));
+                actions.push(Action::Send { link, stamp, message: Message::Refused(refusal) });
+                actions.push(Action::Close(link));
+                self.forget(actions);
+                self.serve_next(actions);
+            }
+        }
+    }
+
+    fn pages(
+        &mut self,
+        header: &Header,
+        payload: PooledBuffer,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        let wrong = self.wrong_phase("WritePages");
+        let Some(allocation) = &mut self.allocation else { return Err(wrong) };
+        let all = allocation.layout.pages();
+        let batch = PageBatch::parse(payload, all).map_err(|error| Refusal::Protocol(error.to_string()))?;
+        allocation.sense.pages += batch.len() as u64;
+        match self.phase {
+            Phase::Receiving if header.epoch == Epoch::NONE => {
+                allocation.round_pages += batch.len() as u64;
+                allocation.round_digest.add(header.checksum);
+                actions.push(Action::Write(batch));
+                Ok(())
+            }
+            Phase::Receiving | Phase::Shadowing => {
+                allocation.check_epoch(header.epoch)?;
+                allocation.inbox.add_pages(batch, header.checksum, all).map_err(Refusal::Protocol)
+            }
+            _ => Err(wrong),
+        }
+    }
+
+    /// The whole of the promise: complete and verified, acknowledged, only then applied.
+    fn commit(
+        &mut self,
+        link: LinkId,
+        header: &Header,
+        commit: &Commit,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        let Some(allocation) = &mut self.allocation else { return Ok(()) };
+        allocation.check_epoch(header.epoch)?;
+        let epoch = header.epoch;
+        let WholeEpoch { batches, state } = allocation
+            .inbox
+            .close(commit, &mut allocation.output)
+            .map_err(|reason| Refusal::TornEpoch { epoch, reason })?;
+        let first = allocation.epoch == Epoch::NONE;
+        allocation.epoch = epoch;
+        allocation.state = state;
+        allocation.sense.epoch = epoch;
+        allocation.sense.epochs += 1;
+        self.phase = Phase::Shadowing;
+        self.answer(link, header, Message::CommitAck, actions);
+        actions.push(Action::Apply(batches));
+        if first {
+            actions.push(Action::Report(Report::Protected { epoch }));
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, actions: &mut Vec<Action>) {
+        let now = self.now;
+        if let (Phase::Reserved, Some(link)) = (self.phase, self.owner)
+            && now.saturating_sub(self.reserved) > RESERVATION
+        {
+            actions.push(Action::Close(link));
+            self.link_lost(link, "space was promised, but nothing was allocated".into(), actions);
+        }
+        let Some(allocation) = &mut self.allocation else { return };
+        match (self.phase, self.owner) {
+            (Phase::Claiming, _) => {
+                actions.push(Action::Claim { guid: allocation.guid, expected: allocation.term });
+            }
+            (Phase::Allocated | Phase::Receiving | Phase::Shadowing, Some(link)) => {
+                let limit = allocation.heartbeat * allocation.misses;
+                let silence = now.saturating_sub(allocation.heard);
+                if silence > limit {
+                    // The link stays open: the primary may only be slow, and then learns by it what became of it.
+                    let reason = format!("nothing heard of the primary for {} ms", silence.as_millis());
+                    self.primary_lost(reason, actions);
+                    return;
+                }
+                if now.saturating_sub(allocation.spoke) >= allocation.heartbeat {
+                    allocation.spoke = now;
+                    let stamp = (allocation.guid, allocation.term, allocation.epoch);
+                    actions.push(Action::Send { link, stamp, message: Message::Heartbeat { released: 0 } });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn link_lost(&mut self, link: LinkId, reason: String, actions: &mut Vec<Action>) {
+        self.queue.retain(|(waiting, ..)| *waiting != link);
+        if self.owner != Some(link) {
+            return;
+        }
+        self.owner = None;
+        match self.phase {
+            Phase::Waiting | Phase::Claiming | Phase::Orphaned | Phase::Active => {}
+            Phase::Reserved => {
+                self.forget(actions);
+                self.serve_next(actions);
+            }
+            Phase::Allocating | Phase::Allocated | Phase::Receiving | Phase::Shadowing => {
+                self.primary_lost(reason, actions);
+            }
+        }
+    }
+
+    /// Detection is not decision: the witness decides.
+    fn primary_lost(&mut self, reason: String, actions: &mut Vec<Action>) {
+        let Some(allocation) = &mut self.allocation else { return };
+        // What has arrived of an epoch that was not committed was never seen by anyone.
+        allocation.inbox = Inbox::default();
+        let (epoch, guid, expected) = (allocation.epoch, allocation.guid, allocation.term);
+        actions.push(Action::Report(Report::PrimaryLost { reason, epoch }));
+        if epoch == Epoch::NONE {
+            actions.push(Action::Report(Report::Refused {
+                reason: "there is no complete epoch: the primary was lost while seeding, and a guest is never run from a part of its memory".into(),
+            }));
+            self.drop_guest(actions);
+        } else if allocation.witness {
+            self.phase = Phase::Claiming;
+            actions.push(Action::Claim { guid, expected });
+        } else {
+            self.phase = Phase::Orphaned;
+            actions.push(Action::Report(Report::AwaitingPromotion {
+                reason: "no witness is configured, so nothing proves that the primary does not run; promote this standby if it is dead".into(),
+            }));
+        }
+    }
+
+    fn claimed(&mut self, claim: Claim, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Claiming {
+            return;
+        }
+        match claim {
+            Claim::Granted(term) => self.activate(term, actions),
+            Claim::Refused { term, owner } => {
+                actions.push(Action::Report(Report::Refused {
+                    reason: format!(
+                        "{owner} went on in term {term}: the primary lives, this standby is fenced"
+                    ),
+                }));
+                self.drop_guest(actions);
+            }
+            Claim::Unreachable(reason) => actions.push(Action::Report(Report::WitnessSilent { reason })),
+        }
+    }
+
+    fn activate(&mut self, term: Term, actions: &mut Vec<Action>) {
+        let Some(allocation) = &mut self.allocation else { return };
+        allocation.term = term;
+        let (output_start, output) = allocation.output.unreleased();
+        actions.push(Action::Report(Report::Won { term }));
+        actions.push(Action::Activate {
+            state: std::mem::take(&mut allocation.state),
+            output_start,
+            output: output.to_vec(),
+        });
+        self.phase = Phase::Active;
+        if let Some(link) = self.owner {
+            // An old primary that only slept learns who is live before it sees the link close.
+            let stamp = (allocation.guid, term, allocation.epoch);
+            actions.push(Action::Send { link, stamp, message: Message::AllocateWrite });
+            actions.push(Action::Close(link));
+            self.owner = None;
+        }
+    }
+
+    fn activated(&mut self, outcome: Result<(), String>, actions: &mut Vec<Action>) {
+        let (Phase::Active, Some(allocation)) = (self.phase, &self.allocation) else { return };
+        let report = match outcome {
+            Ok(()) => Report::Active {
+                epoch: allocation.epoch,
+                term: allocation.term,
+                output_start: allocation.output.unreleased().0,
+            },
+            Err(reason) => Report::Failed { reason: format!("the guest cannot be run here: {reason}") },
+        };
+        actions.push(Action::Report(report));
+    }
+
+    /// Forgets the guest and closes its link.
+    fn drop_guest(&mut self, actions: &mut Vec<Action>) {
+        actions.extend(self.owner.map(Action::Close));
+        self.forget(actions);
+        self.serve_next(actions);
+    }
+
+    fn forget(&mut self, actions: &mut Vec<Action>) {
+        if self.allocation.take().is_some() {
+            actions.push(Action::Release);
+        }
+        self.owner = None;
+        self.phase = Phase::Waiting;
+    }
+
+    /// Grants the first that waits.
+    fn serve_next(&mut self, actions: &mut Vec<Action>) {
+        if let Some((link, guid, _)) = self.queue.pop_front() {
+            self.owner = Some(link);
+            self.phase = Phase::Reserved;
+            self.reserved = self.now;
+            let message = Message::SpaceResponse(Space::Granted);
+            actions.push(Action::Send { link, stamp: (guid, Term(0), Epoch::NONE), message });
+        }
+    }
+
+    /// Answers in the term and epoch of the request.
+    #[allow(clippy::unused_self)]
+    fn answer(&self, link: LinkId, header: &Header, message: Message, actions: &mut Vec<Action>) {
+        actions.push(Action::Send { link, stamp: (header.guid, header.term, header.epoch), message });
+    }
+
+    fn wrong_phase(&self, request: &str) -> Refusal {
+        Refusal::WrongPhase { request: request.into(), phase: self.phase.name().into() }
+    }
+}
+
+impl Allocation {
+    /// Epochs come one after the other.
+    fn check_epoch(&self, epoch: Epoch) -> Result<(), Refusal> {
+        if epoch == self.epoch.next() {
+            return Ok(());
+        }
+        Err(Refusal::Protocol(format!("epoch {epoch} cannot follow epoch {}", self.epoch)))
+    }
+
+    fn end_round(&mut self, round: u32, pages: u64, digest: u64) -> Result<(), Refusal> {
+        let whole = (self.round + 1, self.round_pages, self.round_digest.value());
+        if whole != (round, pages, digest) {
+            let (want, got, _) = whole;
+            return Err(Refusal::Protocol(format!(
+                "seeding round {round} with {pages} pages does not match what arrived: round {want}, {got} pages"
+            )));
+        }
+        (self.round, self.round_pages, self.round_digest) = (round, 0, Digest::default());
+        self.sense.rounds += 1;
+        Ok(())
+    }
+}
