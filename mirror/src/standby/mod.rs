@@ -66,6 +66,8 @@ pub enum Event {
         /// What the witness says.
         witness: WitnessView,
     },
+    /// Answer to [`Action::Apply`]: while pages were written nothing could be heard, so time counts from now.
+    Applied,
     /// Answer to [`Action::Claim`]: what the witness decided.
     Claimed(Claim),
     /// Answer to [`Action::Activate`].
@@ -108,7 +110,7 @@ pub enum Action {
     },
     /// Write these pages to guest memory: nothing complete is there yet that they could tear.
     Write(PageBatch),
-    /// Write a whole epoch to guest memory.
+    /// Write a whole epoch to guest memory and answer with [`Event::Applied`].
     Apply(Vec<PageBatch>),
     /// Ask the witness for the term after `expected` and answer with [`Event::Claimed`].
     Claim {
@@ -251,6 +253,17 @@ impl Standby {
         self.allocation.as_ref().map(|allocation| allocation.guid)
     }
 
+    /// Whether a silent `link` may stay: it is the primary's, or it waits for space.
+    pub fn expects(&self, link: LinkId) -> bool {
+        self.owner == Some(link) || self.queue.iter().any(|(waiting, ..)| *waiting == link)
+    }
+
+    /// The primary's link, with GUID, term and epoch for a header.
+    pub fn primary(&self) -> Option<(LinkId, (Guid, Term, Epoch))> {
+        let allocation = self.allocation.as_ref()?;
+        Some((self.owner?, (allocation.guid, allocation.term, allocation.epoch)))
+    }
+
     /// Health and counters.
     pub fn sense(&self) -> Sense {
         self.allocation.as_ref().map(|allocation| allocation.sense.clone()).unwrap_or_default()
@@ -269,6 +282,7 @@ impl Standby {
             Event::LinkLost { link, reason } => self.link_lost(link, reason, actions),
             Event::Tick => self.tick(actions),
             Event::Allocated { machine, witness } => self.allocated(machine, &witness, actions),
+            Event::Applied => self.applied(),
             Event::Claimed(claim) => self.claimed(claim, actions),
             Event::Activated(outcome) => self.activated(outcome, actions),
             Event::Promote if self.phase == Phase::Orphaned => self.activate(self.term().next(), actions),
@@ -600,6 +614,12 @@ impl Standby {
             actions.push(Action::Report(Report::Protected { epoch }));
         }
         Ok(())
+    }
+
+    fn applied(&mut self) {
+        if let Some(allocation) = &mut self.allocation {
+            allocation.heard = self.now;
+        }
     }
 
     fn tick(&mut self, actions: &mut Vec<Action>) {

@@ -1,0 +1,391 @@
+//! The shells over real sockets, with a guest that is plain memory and a thread.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use mirror::console::Console;
+use mirror::dirty::DirtySet;
+use mirror::guest::{Guest, GuestError, StandbyMachine};
+use mirror::ids::Guid;
+use mirror::link::{Address, Listener, Stream};
+use mirror::memory::{GuestRam, Layout, PAGE_SIZE, PageMemory};
+use mirror::primary::Settings;
+use mirror::report::Report;
+use mirror::shell::primary::{AttachError, Handle, Options, Outcome, attach};
+use mirror::shell::{Watcher, standby};
+use mirror::witness::FileWitness;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+const PAGES: u64 = 1024;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the guest's thread and its machine share.
+struct Board {
+    memory: PageMemory,
+    dirty: Mutex<DirtySet>,
+    steps: AtomicU64,
+    stopped: AtomicBool,
+    console: Arc<Console>,
+}
+
+impl Board {
+    /// One step: three pages are written and a line is printed.
+    fn step(&self) {
+        let mut dirty = self.dirty.lock().unwrap();
+        if self.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        let step = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
+        for write in 0..3 {
+            let page = (step * 7 + write * 311) % PAGES;
+            self.memory.write(page, &[step as u8; PAGE_SIZE]).unwrap();
+            dirty.insert(page);
+        }
+        self.console.push(format!("{step}\n").as_bytes());
+    }
+}
+
+/// A guest that is memory and a thread which writes to it.
+struct PlainGuest {
+    board: Arc<Board>,
+    captured: u64,
+    alive: Arc<AtomicBool>,
+}
+
+impl PlainGuest {
+    fn start(console: &Arc<Console>) -> Self {
+        let board = Arc::new(Board {
+            memory: memory(),
+            dirty: Mutex::new(DirtySet::new(PAGES)),
+            steps: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            console: Arc::clone(console),
+        });
+        let alive = Arc::new(AtomicBool::new(true));
+        let (running, living) = (Arc::clone(&board), Arc::clone(&alive));
+        thread::spawn(move || {
+            while living.load(Ordering::Relaxed) {
+                running.step();
+                thread::yield_now();
+            }
+        });
+        Self { board, captured: 0, alive }
+    }
+}
+
+impl Drop for PlainGuest {
+    fn drop(&mut self) {
+        self.alive.store(false, Ordering::Relaxed);
+    }
+}
+
+fn memory() -> PageMemory {
+    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PAGES as usize * PAGE_SIZE)]).unwrap();
+    PageMemory::new(Arc::new(ram)).unwrap()
+}
+
+impl Guest for PlainGuest {
+    fn ram(&self) -> &Arc<GuestRam> {
+        self.board.memory.ram()
+    }
+
+    fn describe(&self) -> Vec<u8> {
+        b"plain".to_vec()
+    }
+
+    fn start_tracking(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn stop_tracking(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn populated(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
+        into.insert_range(0, PAGES);
+        Ok(())
+    }
+
+    fn harvest(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
+        let mut dirty = self.board.dirty.lock().unwrap();
+        into.union(&dirty);
+        dirty.clear();
+        Ok(())
+    }
+
+    fn peek_dirty(&mut self) -> Result<Option<u64>, GuestError> {
+        Ok(Some(self.board.dirty.lock().unwrap().count()))
+    }
+
+    fn pause(&mut self) -> Result<(), GuestError> {
+        let _whole_step = self.board.dirty.lock().unwrap();
+        self.board.stopped.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn capture(&mut self) -> Result<(), GuestError> {
+        self.captured = self.board.steps.load(Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn encode_captured(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {
+        out.extend(self.captured.to_le_bytes());
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), GuestError> {
+        self.board.stopped.store(false, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// A standby machine that tells with which memory and state it was activated.
+struct PlainTwin {
+    memory: Option<PageMemory>,
+    activated: Sender<(PageMemory, u64)>,
+}
+
+impl StandbyMachine for PlainTwin {
+    fn space(&self) -> u64 {
+        PAGES * PAGE_SIZE as u64
+    }
+
+    fn allocate(&mut self, description: &[u8], _: &Layout) -> Result<Arc<GuestRam>, GuestError> {
+        assert_eq!(description, b"plain");
+        self.memory = Some(memory());
+        Ok(Arc::clone(self.memory.as_ref().unwrap().ram()))
+    }
+
+    fn activate(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        let step = u64::from_le_bytes(state.try_into()?);
+        self.activated.send((self.memory.clone().unwrap(), step))?;
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        self.memory = None;
+    }
+}
+
+struct Pipe(Sender<Vec<u8>>);
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = self.0.send(bytes.to_vec());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn console() -> (Arc<Console>, Receiver<Vec<u8>>) {
+    let (sender, receiver) = channel();
+    (Console::new(Pipe(sender)).unwrap(), receiver)
+}
+
+fn watcher() -> (Watcher, Receiver<Report>) {
+    let (sender, receiver) = channel();
+    (Arc::new(move |report| drop(sender.send(report))), receiver)
+}
+
+fn await_report(reports: &Receiver<Report>, wanted: impl Fn(&Report) -> bool) -> Report {
+    loop {
+        let report = reports.recv_timeout(PATIENCE).expect("the report comes");
+        if wanted(&report) {
+            return report;
+        }
+    }
+}
+
+/// A pair in lockstep.
+struct Pair {
+    folder: tempfile::TempDir,
+    primary: Handle<PlainGuest>,
+    primary_out: Receiver<Vec<u8>>,
+    primary_reports: Receiver<Report>,
+    standby: standby::Handle<PlainTwin>,
+    standby_out: Receiver<Vec<u8>>,
+    standby_reports: Receiver<Report>,
+    activated: Receiver<(PageMemory, u64)>,
+}
+
+fn options(standby: Address, witness: Option<FileWitness>) -> Options {
+    // Busy test machines keep threads waiting: silence is judged generously, closed links at once.
+    let settings = Settings { heartbeat: Duration::from_millis(200), misses: 25, ..Settings::default() };
+    Options { settings, guid: Guid::new_v4(), name: "primary".into(), witness, standby, staging_pages: 64 }
+}
+
+fn pair(listen: &str) -> Pair {
+    let folder = tempfile::tempdir().unwrap();
+    let listen = listen.replace("FOLDER", folder.path().to_str().unwrap());
+    let witness = Some(FileWitness::new(folder.path().join("witness")));
+    let (activated_sender, activated) = channel();
+    let (standby_console, standby_out) = console();
+    let (standby_watcher, standby_reports) = watcher();
+    let listener = Listener::bind(&listen.parse().unwrap()).unwrap();
+    let address = listener.address();
+    let standby = standby::serve(
+        listener,
+        PlainTwin { memory: None, activated: activated_sender },
+        standby_console,
+        standby::Options { name: "standby".into(), witness: witness.clone() },
+        standby_watcher,
+    )
+    .unwrap();
+    let (primary_console, primary_out) = console();
+    let (primary_watcher, primary_reports) = watcher();
+    let guest = PlainGuest::start(&primary_console);
+    let primary = attach(guest, primary_console, options(address, witness), primary_watcher)
+        .unwrap_or_else(|failure| panic!("{}", failure.error));
+    await_report(&primary_reports, |report| matches!(report, Report::Protected { .. }));
+    Pair { folder, primary, primary_out, primary_reports, standby, standby_out, standby_reports, activated }
+}
+
+fn assert_same_memory(ours: &PageMemory, theirs: &PageMemory) {
+    let (mut a, mut b) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+    for page in 0..PAGES {
+        ours.read(page, &mut a).unwrap();
+        theirs.read(page, &mut b).unwrap();
+        assert!(a == b, "page {page} differs");
+    }
+}
+
+/// What the guest has printed after so many steps.
+fn lines(steps: u64) -> String {
+    (1..=steps).fold(String::new(), |text, step| text + &step.to_string() + "\n")
+}
+
+fn drain(out: &Receiver<Vec<u8>>) -> Vec<u8> {
+    out.try_iter().flatten().collect()
+}
+
+#[test]
+fn quiesced_pair_is_equal_over_unix_and_tcp() {
+    for listen in ["unix:FOLDER/standby", "tcp:127.0.0.1:0"] {
+        let pair = pair(listen);
+        let epoch = pair.primary.quiesce().expect("lockstep");
+        assert!(epoch.0 > 1);
+        let twin = pair.standby.with_machine(|machine| machine.memory.clone()).unwrap();
+        pair.primary.notifier().guest_ended("test");
+        let (outcome, guest) = pair.primary.wait();
+        assert_eq!(outcome, Outcome::Ended);
+        assert_same_memory(&guest.board.memory, &twin);
+    }
+}
+
+#[test]
+fn lost_link_leaves_exactly_one_side_live_with_nothing_lost() {
+    let pair = pair("unix:FOLDER/standby");
+    let ours = pair.primary.quiesce().expect("lockstep");
+    pair.primary.unquiesce();
+    // Both sides find the link closed and ask the witness.
+    pair.standby.cut();
+    let (outcome, guest) = pair.primary.wait();
+    match outcome {
+        Outcome::Frozen => {
+            let (memory, step) = pair.activated.recv_timeout(PATIENCE).unwrap();
+            let report =
+                await_report(&pair.standby_reports, |report| matches!(report, Report::Active { .. }));
+            let Report::Active { epoch, output_start, .. } = report else { unreachable!() };
+            assert!(epoch >= ours);
+            let mut seen = drain(&pair.primary_out);
+            assert!(output_start as usize <= seen.len(), "output was lost");
+            seen.truncate(output_start as usize);
+            pair.standby.flush_console();
+            seen.extend(drain(&pair.standby_out));
+            let expected = lines(step);
+            assert_eq!(String::from_utf8(seen).unwrap(), expected);
+            // Memory is that of the step: the last writer of each page tells.
+            let mut page_bytes = [0; PAGE_SIZE];
+            let mut last = vec![0_u8; PAGES as usize];
+            for step in 1..=step {
+                for write in 0..3 {
+                    last[((step * 7 + write * 311) % PAGES) as usize] = step as u8;
+                }
+            }
+            for page in 0..PAGES {
+                memory.read(page, &mut page_bytes).unwrap();
+                assert!(
+                    page_bytes == [last[page as usize]; PAGE_SIZE],
+                    "page {page} is not that of step {step}"
+                );
+            }
+        }
+        Outcome::Solo(_) => {
+            await_report(&pair.standby_reports, |report| matches!(report, Report::Refused { .. }));
+            assert!(pair.activated.try_recv().is_err());
+        }
+        Outcome::Ended => panic!("the guest did not end"),
+    }
+    drop(guest);
+    drop(pair.folder);
+}
+
+#[test]
+fn ended_guest_has_all_its_output_released_and_the_standby_forgets_it() {
+    let pair = pair("tcp:127.0.0.1:0");
+    // As a real guest does: it stands still, then its end is told.
+    pair.primary.quiesce().expect("lockstep");
+    pair.primary.notifier().guest_ended("exit code 0");
+    let (outcome, guest) = pair.primary.wait();
+    assert_eq!(outcome, Outcome::Ended);
+    guest.board.console.flush();
+    let steps = guest.board.steps.load(Ordering::Relaxed);
+    let expected = lines(steps);
+    assert_eq!(String::from_utf8(drain(&pair.primary_out)).unwrap(), expected);
+    await_report(&pair.standby_reports, |report| matches!(report, Report::Ended { .. }));
+    assert!(pair.standby.with_machine(|machine| machine.memory.is_none()));
+}
+
+#[test]
+fn epoch_that_does_not_fit_staging_is_still_whole() {
+    // Staging has 64 pages; the guest dirties far more between two epochs.
+    let pair = pair("unix:FOLDER/standby");
+    pair.primary.quiesce().expect("lockstep");
+    let status = pair.primary.status_handle();
+    let twin = pair.standby.with_machine(|machine| machine.memory.clone()).unwrap();
+    pair.primary.notifier().guest_ended("test");
+    let (_, guest) = pair.primary.wait();
+    assert!(status.status().unwrap().epochs_stalled > 0, "no epoch was larger than staging");
+    assert_same_memory(&guest.board.memory, &twin);
+    assert!(pair.primary_reports.try_iter().all(|report| !matches!(report, Report::Failed { .. })));
+}
+
+#[test]
+fn absent_standby_leaves_the_guest_with_its_owner() {
+    let (console, _out) = console();
+    let guest = PlainGuest::start(&console);
+    let address = "/nonexistent/standby".parse().unwrap();
+    let failure = attach(guest, console, options(address, None), watcher().0).err().unwrap();
+    assert!(matches!(failure.error, AttachError::Link(_)));
+    let steps = failure.guest.board.steps.load(Ordering::Relaxed);
+    while failure.guest.board.steps.load(Ordering::Relaxed) == steps {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn hostile_bytes_close_their_link_and_nothing_else() {
+    let pair = pair("tcp:127.0.0.1:0");
+    let address = pair.standby.status().listen;
+    for bytes in [
+        &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n GET / HTTP/1.1 GET / HTTP/1.1 GET / HTTP/1.1"[..],
+        &[0xff; 4096],
+        &[0; 64],
+    ] {
+        let stream = Stream::connect(&address).unwrap();
+        (&stream).write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut (&stream), &mut answer);
+    }
+    // The pair goes on.
+    assert!(pair.primary.quiesce().is_some());
+    pair.primary.notifier().guest_ended("test");
+    assert_eq!(pair.primary.wait().0, Outcome::Ended);
+}
