@@ -80,10 +80,15 @@ impl Console {
         }
     }
 
+    /// How many bytes wait here.
+    pub fn held(&self) -> u64 {
+        let stream = self.lock();
+        self.produced() - stream.written
+    }
+
     /// Whether the guest may go on producing. A vCPU that finds no room waits before it runs on.
     pub fn has_room(&self) -> bool {
-        let stream = self.lock();
-        self.produced() - stream.written < HOLD_LIMIT
+        self.held() < HOLD_LIMIT
     }
 
     /// Position after the last byte that the guest produced. Takes no lock: exact while the guest is paused.

@@ -532,7 +532,10 @@ impl<G: Guest + 'static> Driver<G> {
             commit_us,
             released: output_end,
         });
-        if let (true, Some(done)) = (self.quiesced, self.quiesce.take()) {
+        // A question that came after this epoch's pause is answered by the next.
+        if self.quiesced
+            && let Some(done) = self.quiesce.take()
+        {
             // Whoever asked may have gone.
             let _ = done.send(epoch);
         }
@@ -563,7 +566,7 @@ impl<G: Guest + 'static> Driver<G> {
             epoch_pages: self.counters.epoch_pages,
             epoch_bytes: self.counters.epoch_bytes,
             epochs_stalled: self.counters.epochs_stalled,
-            held_bytes: self.console.produced() - self.console.written(),
+            held_bytes: self.console.held(),
             standby_sense: self.core.sense().clone(),
             times: self.times.summary(),
         };
