@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 /// The guest is linked alone at a fixed address, without start-up files, without unwinding, without a red zone (ring 0
 /// would write over it).
-const OPTIONS: [&str; 20] = [
+const OPTIONS: [&str; 19] = [
     "--edition=2024",
     "--crate-type=bin",
     "--crate-name=guest",
@@ -27,7 +27,6 @@ const OPTIONS: [&str; 20] = [
     "-Clink-arg=-Wl,--build-id=none",
     "-Clink-arg=-Wl,-z,max-page-size=4096",
     "-Clink-arg=-Wl,-z,noexecstack",
-    "-Dwarnings",
 ];
 
 fn main() -> ExitCode {

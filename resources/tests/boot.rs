@@ -1,7 +1,7 @@
 //! The embedded guest boots and does its work under another VMM: QEMU, on KVM and on its own emulation.
 //!
-//! Ignored unless asked for (`cargo test -p resources --test boot -- --ignored`), because not every machine has
-//! qemu-system-x86_64 and /dev/kvm. With them missing, these tests fail and say so.
+//! Not every machine has qemu-system-x86_64 and /dev/kvm: `--skip qemu::` and `--skip kvm::` leave out what needs them,
+//! as `tests/run` does, loudly. Otherwise these tests fail where they are missing, and say so.
 
 use std::collections::HashMap;
 use std::process::{Command, Output};
@@ -83,34 +83,39 @@ fn all_workloads_are_right(accelerator: Accelerator, vcpus: u32) {
     assert!(counts >= 100 && walks >= vcpus, "{counts} counts, {walks} walks");
 }
 
-#[test]
-#[ignore = "needs qemu-system-x86_64 and /dev/kvm"]
-fn all_workloads_are_right_on_kvm_with_one_two_and_four_vcpus() {
-    for vcpus in [1, 2, 4] {
-        all_workloads_are_right(Accelerator::Kvm, vcpus);
-    }
-}
+mod qemu {
+    use super::*;
 
-#[test]
-#[ignore = "needs qemu-system-x86_64"]
-fn all_workloads_are_right_on_a_processor_with_ordinary_ring_0() {
-    for vcpus in [1, 2] {
-        all_workloads_are_right(Accelerator::Emulation, vcpus);
-    }
-}
+    mod kvm {
+        use super::*;
 
-#[test]
-#[ignore = "needs qemu-system-x86_64"]
-fn what_cannot_be_honoured_is_named_and_ends_the_run() {
-    let cases = [
-        ("dirty.rate=fast", Key::DirtyRate),
-        ("workload=dirty dirty.set=128", Key::DirtySet),
-        // The machine has one.
-        ("cpus=2", Key::Cpus),
-    ];
-    for (command_line, key) in cases {
-        let output = boot(Accelerator::Emulation, 1, command_line);
-        assert_eq!(lines(&output), [Line::Error { key }], "{command_line}");
-        assert_eq!(guest_exit_code(&output), i32::from(EXIT_BAD_PARAMETER), "{command_line}");
+        #[test]
+        fn all_workloads_are_right_on_kvm_with_one_two_and_four_vcpus() {
+            for vcpus in [1, 2, 4] {
+                all_workloads_are_right(Accelerator::Kvm, vcpus);
+            }
+        }
+    }
+
+    #[test]
+    fn all_workloads_are_right_on_a_processor_with_ordinary_ring_0() {
+        for vcpus in [1, 2] {
+            all_workloads_are_right(Accelerator::Emulation, vcpus);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_named_and_ends_the_run() {
+        let cases = [
+            ("dirty.rate=fast", Key::DirtyRate),
+            ("workload=dirty dirty.set=128", Key::DirtySet),
+            // The machine has one.
+            ("cpus=2", Key::Cpus),
+        ];
+        for (command_line, key) in cases {
+            let output = boot(Accelerator::Emulation, 1, command_line);
+            assert_eq!(lines(&output), [Line::Error { key }], "{command_line}");
+            assert_eq!(guest_exit_code(&output), i32::from(EXIT_BAD_PARAMETER), "{command_line}");
+        }
     }
 }
