@@ -1,1 +1,3 @@
-//! tests
+//! What whole-system tests, drills and benchmarks share.
+
+pub mod pair;

@@ -1,1 +1,29 @@
-//! vmm
+//! One virtual machine: KVM, memory, dirty tracking, vCPUs, boot, state. Implements what [`mirror`] asks of a guest.
+
+pub mod boot;
+pub mod config;
+mod cpuid;
+mod crew;
+pub mod dirty;
+pub mod event_loop;
+pub mod exit;
+mod failure;
+pub mod host;
+mod kick;
+pub mod machine;
+pub mod memory;
+pub mod msrs;
+mod platform;
+pub mod standby;
+pub mod state;
+mod vcpu;
+pub mod vcpu_state;
+pub mod vm_state;
+
+pub use boot::{Boot, BootError, KernelImage};
+pub use config::{ConfigError, MachineConfig};
+pub use exit::{Exit, ExitHandle};
+pub use host::{Host, HostError};
+pub use machine::{CreateError, Machine, MachineError, SerialInput};
+pub use standby::StandbyHost;
+pub use state::{MachineState, StateError};

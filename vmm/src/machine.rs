@@ -1,0 +1,369 @@
+//! A machine: it is created, loaded or restored, runs, pauses, tells its dirty pages and its state.
+
+mod create;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use devices::{SerialError, SerialState};
+use kvm_ioctls::VmFd;
+use mirror::dirty::DirtySet;
+use mirror::guest::{Guest, GuestError};
+use mirror::memory::{GuestRam, Layout};
+use thiserror::Error;
+
+use crate::boot::{self, Boot, BootError};
+use crate::config::MachineConfig;
+use crate::crew::{CrewError, Order};
+use crate::dirty::{self, DirtyError, Tracker};
+use crate::exit::{Exit, ExitHandle};
+use crate::memory::{Memory, MemoryError, Slots};
+use crate::msrs::{self, MsrError};
+use crate::state::{self, MachineState, StateError};
+use crate::vcpu::{Shared, lock};
+use crate::vcpu_state::VcpuStateError;
+use crate::vm_state::{self, VmCapture, VmStateError};
+
+pub use create::CreateError;
+
+/// Why a machine cannot do what it is asked.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// A vCPU thread is gone.
+    #[error(transparent)]
+    Crew(#[from] CrewError),
+    /// The state of a vCPU.
+    #[error("vCPU {index}: {cause}")]
+    Vcpu {
+        /// Which.
+        index: usize,
+        /// What of it.
+        cause: VcpuStateError,
+    },
+    /// The state of the VM.
+    #[error(transparent)]
+    Vm(#[from] VmStateError),
+    /// The serial port.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
+    /// Dirty tracking.
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
+    /// Memory slots.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The encoded form of a state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Registers of the first vCPU at boot.
+    #[error("setting the registers of the first vCPU: {0}")]
+    BootRegisters(kvm_ioctls::Error),
+    /// Model-specific registers at boot.
+    #[error(transparent)]
+    BootMsrs(#[from] MsrError),
+    /// The guest runs.
+    #[error("the guest must be paused to {0}")]
+    Running(&'static str),
+    /// Nothing was captured.
+    #[error("no state was captured that could be encoded")]
+    NotCaptured,
+    /// The state is that of another machine.
+    #[error("the state has {state} vCPUs and the machine {machine}")]
+    VcpuCount {
+        /// In the state.
+        state: usize,
+        /// Here.
+        machine: usize,
+    },
+}
+
+/// How long the phases of the last pause took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PausePhases {
+    /// From the order to pause until all vCPUs stood still.
+    pub kick: Duration,
+    /// Harvesting the dirty pages (the last harvest, inside a pause or not).
+    pub harvest: Duration,
+    /// Capturing the state, as far as it had to be waited for.
+    pub capture: Duration,
+    /// The order to run again.
+    pub resume: Duration,
+}
+
+/// A virtual machine.
+pub struct Machine {
+    config: MachineConfig,
+    memory: Memory,
+    slots: Slots,
+    tracker: Box<dyn Tracker>,
+    vm: Arc<VmFd>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    vm_capture: VmCapture,
+    serial_capture: SerialState,
+    /// Whether the run had ended when the state was captured; `None` before the first capture.
+    ended_at_capture: Option<bool>,
+    /// Whether pauses capture the state on their own: a pause while mirroring always wants it.
+    tracking: bool,
+    phases: PausePhases,
+}
+
+/// Gives a guest input on its serial port. Clones feed the same port.
+#[derive(Clone)]
+pub struct SerialInput(Arc<Shared>);
+
+impl SerialInput {
+    /// Takes as many of `bytes` as there is room for, and says how many.
+    ///
+    /// # Errors
+    /// [`SerialError`] if the guest cannot be told of them.
+    pub fn send(&self, bytes: &[u8]) -> Result<usize, SerialError> {
+        self.0.platform.serial().input(bytes)
+    }
+}
+
+impl Machine {
+    /// What the machine is made of.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Where its memory lies.
+    pub fn layout(&self) -> &Layout {
+        self.memory.layout()
+    }
+
+    /// Loads a kernel. Before the first start.
+    ///
+    /// # Errors
+    /// [`MachineError::Boot`] for whatever is wrong with the kernel; memory then holds part of it.
+    pub fn load(&mut self, boot: &Boot) -> Result<(), MachineError> {
+        self.check_paused("load a kernel")?;
+        let first = lock(&self.shared.vcpus[0].fd);
+        let reset = first.get_sregs().map_err(MachineError::BootRegisters)?;
+        let entry =
+            boot::load(boot, self.memory.ram(), self.memory.layout(), self.config.vcpu_count, reset)?;
+        first.set_sregs(&entry.sregs).map_err(MachineError::BootRegisters)?;
+        first.set_regs(&entry.regs).map_err(MachineError::BootRegisters)?;
+        drop(first);
+        for vcpu in &self.shared.vcpus {
+            msrs::set_boot_values(&lock(&vcpu.fd))?;
+        }
+        Ok(())
+    }
+
+    /// Runs the guest.
+    pub fn start(&mut self) {
+        self.run();
+    }
+
+    /// Gives the guest input on its serial port, as much as there is room for, and says how much that was.
+    ///
+    /// # Errors
+    /// [`SerialError`] if the guest cannot be told of it.
+    pub fn serial_input(&self, bytes: &[u8]) -> Result<usize, SerialError> {
+        self.shared.platform.serial().input(bytes)
+    }
+
+    /// The guest's serial input, for a thread of its own.
+    pub fn serial(&self) -> SerialInput {
+        SerialInput(Arc::clone(&self.shared))
+    }
+
+    /// Tells when and how the guest's run ends, also while the machine belongs to somebody else.
+    pub fn exit_handle(&self) -> ExitHandle {
+        self.shared.exit.clone()
+    }
+
+    /// Waits until the guest's run ends.
+    pub fn wait(&self) -> Exit {
+        self.shared.exit.wait()
+    }
+
+    /// How long the phases of the last pause took.
+    pub fn last_pause(&self) -> PausePhases {
+        self.phases
+    }
+
+    /// Captures the state of the paused machine and returns it.
+    ///
+    /// # Errors
+    /// [`MachineError`]
+    pub fn save(&mut self) -> Result<MachineState, MachineError> {
+        self.capture_state()?;
+        self.captured()
+    }
+
+    /// Gives the machine, which has not run, the state `state`.
+    ///
+    /// # Errors
+    /// What of the state cannot be restored; the machine must then not be run.
+    pub fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.check_paused("restore a state")?;
+        let vcpus = &self.shared.vcpus;
+        if state.vcpus.len() != vcpus.len() {
+            return Err(MachineError::VcpuCount { state: state.vcpus.len(), machine: vcpus.len() });
+        }
+        for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+            *lock(&vcpu.incoming) = Some(state.clone());
+        }
+        self.shared.crew.order(Order::Restore);
+        self.shared.crew.wait_done()?;
+        self.check_vcpus()?;
+        vm_state::restore(&self.vm, &state.vm)?;
+        self.shared.platform.serial().restore(&state.serial)?;
+        self.ended_at_capture = None;
+        if let Some(exit) = &state.ended {
+            self.shared.end(exit.clone());
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) {
+        let start = Instant::now();
+        if self.shared.crew.current() != Order::Run {
+            self.shared.crew.order(Order::Run);
+        }
+        self.phases.resume = start.elapsed();
+    }
+
+    fn stop(&mut self) -> Result<(), MachineError> {
+        let start = Instant::now();
+        if self.shared.crew.current() == Order::Run {
+            let order = if self.tracking { Order::Capture } else { Order::Park };
+            self.shared.crew.order(order);
+        }
+        self.shared.crew.wait_parked()?;
+        self.phases.kick = start.elapsed();
+        Ok(())
+    }
+
+    fn capture_state(&mut self) -> Result<(), MachineError> {
+        let start = Instant::now();
+        match self.shared.crew.current() {
+            Order::Run => return Err(MachineError::Running("capture its state")),
+            Order::Capture => {}
+            _ => self.shared.crew.order(Order::Capture),
+        }
+        self.shared.crew.wait_parked()?;
+        // While the vCPU threads capture theirs.
+        self.vm_capture.capture(&self.vm)?;
+        self.shared.platform.save(&mut self.serial_capture);
+        self.ended_at_capture = Some(self.shared.crew.ended());
+        self.shared.crew.wait_done()?;
+        self.check_vcpus()?;
+        self.phases.capture = start.elapsed();
+        Ok(())
+    }
+
+    /// The state that was captured last.
+    fn captured(&self) -> Result<MachineState, MachineError> {
+        let ended = self.ended_at_capture.ok_or(MachineError::NotCaptured)?;
+        Ok(MachineState {
+            vcpus: self.shared.vcpus.iter().map(|vcpu| lock(&vcpu.capture).state()).collect(),
+            vm: self.vm_capture.state(),
+            serial: self.serial_capture.clone(),
+            ended: ended.then(|| self.shared.exit.wait()),
+        })
+    }
+
+    fn check_paused(&self, to: &'static str) -> Result<(), MachineError> {
+        if self.shared.crew.current() == Order::Run {
+            return Err(MachineError::Running(to));
+        }
+        self.shared.crew.wait_parked()?;
+        Ok(())
+    }
+
+    /// Whether all vCPUs have carried out the last order.
+    fn check_vcpus(&self) -> Result<(), MachineError> {
+        for (index, vcpu) in self.shared.vcpus.iter().enumerate() {
+            if let Some(cause) = lock(&vcpu.failed).take() {
+                return Err(MachineError::Vcpu { index, cause });
+            }
+        }
+        Ok(())
+    }
+
+    fn move_dirty(&mut self, into: &mut DirtySet) -> Result<(), MachineError> {
+        let start = Instant::now();
+        if self.slots.logging() {
+            self.tracker.harvest(&self.vm, &self.slots, into)?;
+        }
+        dirty::harvest_own_writes(self.slots.ram(), into);
+        self.phases.harvest = start.elapsed();
+        Ok(())
+    }
+
+    fn count_dirty(&mut self) -> Result<Option<u64>, MachineError> {
+        if !self.slots.logging() {
+            return Ok(None);
+        }
+        Ok(self.tracker.peek(&self.vm, &self.slots)?)
+    }
+}
+
+impl Guest for Machine {
+    fn ram(&self) -> &Arc<GuestRam> {
+        self.memory.ram()
+    }
+
+    fn describe(&self) -> Vec<u8> {
+        state::describe(&self.config)
+    }
+
+    fn start_tracking(&mut self) -> Result<(), GuestError> {
+        self.slots.set_logging(&self.vm, true)?;
+        self.tracking = true;
+        Ok(())
+    }
+
+    fn stop_tracking(&mut self) -> Result<(), GuestError> {
+        self.tracking = false;
+        self.slots.set_logging(&self.vm, false)?;
+        Ok(())
+    }
+
+    fn populated(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
+        Ok(self.memory.populated(into)?)
+    }
+
+    fn harvest(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
+        Ok(self.move_dirty(into)?)
+    }
+
+    fn peek_dirty(&mut self) -> Result<Option<u64>, GuestError> {
+        Ok(self.count_dirty()?)
+    }
+
+    fn pause(&mut self) -> Result<(), GuestError> {
+        Ok(self.stop()?)
+    }
+
+    fn capture(&mut self) -> Result<(), GuestError> {
+        Ok(self.capture_state()?)
+    }
+
+    fn encode_captured(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {
+        Ok(self.captured()?.encode(out)?)
+    }
+
+    fn resume(&mut self) -> Result<(), GuestError> {
+        self.run();
+        Ok(())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.shared.crew.order(Order::Quit);
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Guest memory: one memfd, mapped shared, in regions around the hole below 4 GiB, and KVM's memory slots for them.
+//!
+//! The file holds the regions one after the other, so that a page's number (see [`mirror::memory`]) times the page
+//! size is its offset in the file.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use mirror::dirty::DirtySet;
+use mirror::memory::{GuestRam, Layout, LayoutError, PAGE_SIZE, Region};
+use rustix::fs::{MemfdFlags, SeekFrom, ftruncate, memfd_create, seek};
+use rustix::io::Errno;
+use thiserror::Error;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestRegionCollection, GuestRegionMmap};
+
+/// Where the hole for devices below 4 GiB begins.
+pub const HOLE_START: u64 = 0xc000_0000;
+/// Where it ends and memory goes on.
+pub const HOLE_END: u64 = 1 << 32;
+
+const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
+
+/// Why guest memory cannot be had.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The layout is none.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The kernel gives no memory file.
+    #[error("cannot create {mib} MiB of guest memory{}: {cause}", if *.huge { " in 2 MiB pages (are enough reserved? see vm.nr_hugepages)" } else { "" })]
+    Create {
+        /// Size asked for.
+        mib: u64,
+        /// Whether of huge pages.
+        huge: bool,
+        /// What the kernel answered.
+        cause: io::Error,
+    },
+    /// The memory cannot be mapped.
+    #[error("cannot map guest memory at {start:#x}, {pages} pages{}: {cause}", if *.huge { " in 2 MiB pages (are enough reserved? see vm.nr_hugepages)" } else { "" })]
+    Map {
+        /// Guest physical start of the region.
+        start: u64,
+        /// Its length in pages.
+        pages: u64,
+        /// Whether of huge pages.
+        huge: bool,
+        /// What went wrong.
+        cause: String,
+    },
+    /// KVM refuses a slot.
+    #[error("KVM_SET_USER_MEMORY_REGION for slot {slot} at {start:#x}, {pages} pages: {cause}")]
+    Slot {
+        /// The slot.
+        slot: u32,
+        /// Guest physical start.
+        start: u64,
+        /// Length in pages.
+        pages: u64,
+        /// What KVM answered.
+        cause: kvm_ioctls::Error,
+    },
+    /// The file does not tell what it holds.
+    #[error("cannot ask which guest pages are populated: {0}")]
+    Populated(Errno),
+}
+
+/// The layout of `mib` MiB of guest memory.
+///
+/// # Errors
+/// [`LayoutError`] if that is nothing or too much.
+pub fn layout(mib: u32) -> Result<Layout, LayoutError> {
+    let pages = u64::from(mib) * PAGES_PER_MIB;
+    let low = pages.min(HOLE_START / PAGE_SIZE as u64);
+    let mut regions = vec![Region { start: 0, pages: low }];
+    if pages > low {
+        regions.push(Region { start: HOLE_END, pages: pages - low });
+    }
+    Layout::new(regions)
+}
+
+/// Guest memory.
+pub(crate) struct Memory {
+    ram: Arc<GuestRam>,
+    layout: Layout,
+    file: Arc<File>,
+}
+
+impl Memory {
+    /// Memory of `layout`, all zeros, none of it touched.
+    pub(crate) fn new(layout: Layout, huge: bool) -> Result<Self, MemoryError> {
+        let file = Arc::new(create_file(&layout, huge)?);
+        // Huge pages are reserved now: without, one that is not to be had would kill the process at its first touch.
+        let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
+        let mut offset = 0;
+        let mut regions = Vec::new();
+        for &Region { start, pages } in layout.regions() {
+            let bytes = pages as usize * PAGE_SIZE;
+            let failed = |cause: String| MemoryError::Map { start, pages, huge, cause };
+            const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_SIZE).unwrap();
+            let mapping = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::new(bytes, PAGE))
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_SHARED | reserve)
+                .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
+                .with_hugetlbfs(huge)
+                .build()
+                .map_err(|cause| failed(cause.to_string()))?;
+            let region = GuestRegionMmap::new(mapping, GuestAddress(start))
+                .ok_or_else(|| failed("it leaves the address space".into()))?;
+            regions.push(region);
+            offset += bytes as u64;
+        }
+        let ram = GuestRegionCollection::from_regions(regions).map_err(|cause| MemoryError::Map {
+            start: 0,
+            pages: layout.pages(),
+            huge,
+            cause: cause.to_string(),
+        })?;
+        Ok(Self { ram: Arc::new(ram), layout, file })
+    }
+
+    pub(crate) fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Adds the pages that the file holds. Asks the file and reads no page: reading a hole would fill it. Where the file
+    /// cannot tell (huge pages), every page counts as populated.
+    pub(crate) fn populated(&self, into: &mut DirtySet) -> Result<(), MemoryError> {
+        let end = self.layout.bytes();
+        let mut at = 0;
+        while at < end {
+            let data = match seek(&self.file, SeekFrom::Data(at)) {
+                Ok(data) => data,
+                Err(Errno::NXIO) => return Ok(()),
+                Err(cause) => return Err(MemoryError::Populated(cause)),
+            };
+            let hole = seek(&self.file, SeekFrom::Hole(data)).map_err(MemoryError::Populated)?;
+            let (first, last) = (data / PAGE_SIZE as u64, hole.min(end).div_ceil(PAGE_SIZE as u64));
+            into.insert_range(first, last.saturating_sub(first));
+            // A file that gives no progress would keep us here for ever.
+            at = hole.max(at + PAGE_SIZE as u64);
+        }
+        Ok(())
+    }
+}
+
+fn create_file(layout: &Layout, huge: bool) -> Result<File, MemoryError> {
+    let mut flags = MemfdFlags::CLOEXEC;
+    if huge {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let create = || -> rustix::io::Result<OwnedFd> {
+        let file = memfd_create("guest-memory", flags)?;
+        ftruncate(&file, layout.bytes())?;
+        Ok(file)
+    };
+    create().map(File::from).map_err(|cause| MemoryError::Create {
+        mib: layout.bytes() >> 20,
+        huge,
+        cause: cause.into(),
+    })
+}
+
+/// One KVM memory slot a region.
+pub(crate) struct Slots {
+    slots: Vec<Slot>,
+    logging: bool,
+    /// The slots point into it.
+    ram: Arc<GuestRam>,
+}
+
+/// A KVM memory slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    /// KVM's number for it.
+    pub(crate) id: u32,
+    /// Number of its first page.
+    pub(crate) first_page: u64,
+    /// Its length in pages.
+    pub(crate) pages: u64,
+    start: u64,
+    host: u64,
+}
+
+impl Slots {
+    /// Registers `memory` with `vm`; KVM logs the pages written if `logging`.
+    pub(crate) fn register(vm: &VmFd, memory: &Memory, logging: bool) -> Result<Self, MemoryError> {
+        use vm_memory::GuestMemoryBackend;
+        let mut first_page = 0;
+        let mut slots = Vec::new();
+        for (index, (region, mapped)) in memory.layout.regions().iter().zip(memory.ram.iter()).enumerate() {
+            slots.push(Slot {
+                id: index as u32,
+                first_page,
+                pages: region.pages,
+                start: region.start,
+                host: mapped.get_mmap().as_ptr() as u64,
+            });
+            first_page += region.pages;
+        }
+        let mut this = Self { slots, logging, ram: Arc::clone(&memory.ram) };
+        this.set(vm, logging)?;
+        Ok(this)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter()
+    }
+
+    pub(crate) fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Whether KVM logs the pages written.
+    pub(crate) fn logging(&self) -> bool {
+        self.logging
+    }
+
+    /// Lets KVM log the pages written, or no longer.
+    pub(crate) fn set_logging(&mut self, vm: &VmFd, logging: bool) -> Result<(), MemoryError> {
+        if self.logging == logging {
+            return Ok(());
+        }
+        self.set(vm, logging)
+    }
+
+    fn set(&mut self, vm: &VmFd, logging: bool) -> Result<(), MemoryError> {
+        for slot in &self.slots {
+            let region = kvm_userspace_memory_region {
+                slot: slot.id,
+                flags: if logging { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+                guest_phys_addr: slot.start,
+                memory_size: slot.pages * PAGE_SIZE as u64,
+                userspace_addr: slot.host,
+            };
+            // SAFETY: the host range is the mapping of a region of `self.ram`, which is kept as long as the slots are;
+            // regions do not overlap.
+            unsafe { vm.set_user_memory_region(region) }.map_err(|cause| MemoryError::Slot {
+                slot: slot.id,
+                start: slot.start,
+                pages: slot.pages,
+                cause,
+            })?;
+        }
+        self.logging = logging;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn memory_goes_around_the_hole() {
+        let small = layout(64).unwrap();
+        assert_eq!(small.regions(), [Region { start: 0, pages: 64 * 256 }]);
+        let large = layout(4096).unwrap();
+        assert_eq!(
+            large.regions(),
+            [Region { start: 0, pages: 3072 * 256 }, Region { start: HOLE_END, pages: 1024 * 256 }]
+        );
+    }
+
+    #[test]
+    fn only_pages_that_were_touched_are_populated() {
+        let memory = Memory::new(layout(64).unwrap(), false).unwrap();
+        let pages = [0, 5, 6, 700, 64 * 256 - 1];
+        for page in pages {
+            memory.ram().write_obj(1_u8, GuestAddress(page * PAGE_SIZE as u64)).unwrap();
+        }
+        let mut set = DirtySet::new(memory.layout().pages());
+        memory.populated(&mut set).unwrap();
+        assert!(set.iter().eq(pages), "{:?}", set.iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn populated_pages_behind_the_hole_have_the_numbers_that_follow() {
+        let memory = Memory::new(layout(3200).unwrap(), false).unwrap();
+        memory.ram().write_obj(1_u8, GuestAddress(HOLE_END + 3 * PAGE_SIZE as u64)).unwrap();
+        let mut set = DirtySet::new(memory.layout().pages());
+        memory.populated(&mut set).unwrap();
+        assert!(set.iter().eq([HOLE_START / PAGE_SIZE as u64 + 3]));
+    }
+
+    #[test]
+    fn huge_pages_that_the_host_has_not_are_a_clear_error() {
+        // 1 TiB of huge pages is more than any test machine has reserved.
+        let error = Memory::new(layout(1 << 20).unwrap(), true).err().unwrap();
+        assert!(error.to_string().contains("vm.nr_hugepages"), "{error}");
+    }
+}

@@ -1,0 +1,97 @@
+//! The devices of the machine at their places, and the ways in which a guest asks for its end.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use devices::exit_port::EXIT_PORT;
+use devices::i8042::{I8042_LEN, I8042_PORT};
+use devices::serial::{SERIAL_IRQ, SERIAL_LEN, SERIAL_PORT};
+use devices::{Bus, BusError, ExitPort, I8042, Serial, SerialState};
+use kvm_ioctls::VmFd;
+use mirror::console::Console;
+use vm_superio::Trigger;
+
+use crate::exit::Exit;
+
+/// An interrupt line of the in-kernel interrupt controllers. A pulse is in their state when the call returns, which an
+/// eventfd would not promise: an interrupt that is still on its way when the guest pauses would be lost to its twin.
+#[derive(Clone)]
+pub(crate) struct IrqLine {
+    vm: Arc<VmFd>,
+    irq: u32,
+}
+
+impl Trigger for IrqLine {
+    type E = kvm_ioctls::Error;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.vm.set_irq_line(self.irq, true)?;
+        self.vm.set_irq_line(self.irq, false)
+    }
+}
+
+/// The console as a serial port's sink.
+#[derive(Clone)]
+pub(crate) struct ConsoleSink(Arc<Console>);
+
+impl Write for ConsoleSink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) type SerialPort = Serial<IrqLine, ConsoleSink>;
+
+/// The devices of a machine.
+pub(crate) struct Platform {
+    pub(crate) pio: Bus,
+    pub(crate) mmio: Bus,
+    pub(crate) serial: Arc<Mutex<SerialPort>>,
+    /// The end that the guest has asked for.
+    request: Arc<Mutex<Option<Exit>>>,
+}
+
+impl Platform {
+    pub(crate) fn new(vm: &Arc<VmFd>, console: &Arc<Console>) -> Result<Self, BusError> {
+        let line = IrqLine { vm: Arc::clone(vm), irq: SERIAL_IRQ };
+        let serial = Arc::new(Mutex::new(Serial::new(line, ConsoleSink(Arc::clone(console)))));
+        let request = Arc::new(Mutex::new(None));
+        let ask = |request: &Arc<Mutex<Option<Exit>>>| {
+            let request = Arc::clone(request);
+            move |exit| {
+                lock(&request).get_or_insert(exit);
+            }
+        };
+        let (on_code, on_reset) = (ask(&request), ask(&request));
+        let mut pio = Bus::new();
+        pio.insert(SERIAL_PORT, SERIAL_LEN, serial.clone())?;
+        let controller = I8042::new(move || on_reset(Exit::Reset));
+        pio.insert(I8042_PORT, I8042_LEN, Arc::new(Mutex::new(controller)))?;
+        let exit_port = ExitPort::new(move |code| on_code(Exit::Code(code)));
+        pio.insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit_port)))?;
+        Ok(Self { pio, mmio: Bus::new(), serial, request })
+    }
+
+    /// The end that the guest has asked for since the last call.
+    pub(crate) fn take_request(&self) -> Option<Exit> {
+        lock(&self.request).take()
+    }
+
+    pub(crate) fn serial(&self) -> MutexGuard<'_, SerialPort> {
+        lock(&self.serial)
+    }
+
+    /// Copies the state of all devices to `serial`.
+    pub(crate) fn save(&self, serial: &mut SerialState) {
+        self.serial().save(serial);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
