@@ -1,1 +1,14 @@
-//! api
+//! What stands behind the `understudy` command: configuration, running a primary or a standby, the API, the demo.
+
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod demo;
+pub mod events;
+pub mod exit;
+pub mod guest;
+pub mod process;
+pub mod run;
+pub mod server;
+pub mod standby;
+pub mod status;

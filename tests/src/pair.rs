@@ -116,6 +116,8 @@ pub struct Pair {
     pub standby_screen: Screen,
     /// What the standby reports.
     pub standby_reports: Receiver<Report>,
+    /// What the primary reported up to lockstep.
+    pub seeding: Vec<Report>,
     /// Where the witness is; removed in the end.
     pub folder: tempfile::TempDir,
 }
@@ -126,6 +128,20 @@ impl Pair {
     /// # Panics
     /// If lockstep is not reached.
     pub fn start(config: &MachineConfig, cmdline: &str, listen: &str, settings: Settings) -> Self {
+        Self::start_when(config, cmdline, listen, settings, |_| true)
+    }
+
+    /// As [`Self::start`], but mirroring begins when `ready` holds for what the guest has printed.
+    ///
+    /// # Panics
+    /// If lockstep is not reached.
+    pub fn start_when(
+        config: &MachineConfig,
+        cmdline: &str,
+        listen: &str,
+        settings: Settings,
+        ready: impl Fn(&str) -> bool,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().to_str().expect("a readable path");
         let witness = Some(FileWitness::new(folder.path().join("witness")));
@@ -144,6 +160,7 @@ impl Pair {
         )
         .expect("a standby");
         let (machine, console, primary_screen) = start_guest(config, cmdline);
+        primary_screen.await_text(ready);
         let primary_memory = PageMemory::new(Arc::clone(machine.ram())).expect("whole pages");
         let options = Options {
             settings,
@@ -156,7 +173,10 @@ impl Pair {
         let (primary_watcher, primary_reports) = watcher();
         let primary = attach(machine, console, options, primary_watcher)
             .unwrap_or_else(|failure| panic!("{}", failure.error));
-        await_report(&primary_reports, |report| matches!(report, Report::Protected { .. }));
+        let mut seeding = Vec::new();
+        while !matches!(seeding.last(), Some(Report::Protected { .. })) {
+            seeding.push(await_report(&primary_reports, |_| true));
+        }
         Self {
             primary,
             primary_memory,
@@ -165,7 +185,17 @@ impl Pair {
             standby,
             standby_screen,
             standby_reports,
+            seeding,
             folder,
         }
+    }
+
+    /// Stops the guest and both sides.
+    pub fn end(self) {
+        // Without lockstep there is nothing to stop.
+        let _ = self.primary.quiesce();
+        self.primary.notifier().guest_ended("the pair is taken down");
+        drop(self.primary.wait());
+        self.standby.stop();
     }
 }

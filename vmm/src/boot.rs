@@ -73,7 +73,9 @@ pub enum BootError {
     #[error("loading the kernel: {0}")]
     Load(#[from] linux_loader::loader::Error),
     /// It does not fit guest memory.
-    #[error("the kernel needs guest memory from {start:#x} to {end:#x}, and this guest has {room}: give it more memory")]
+    #[error(
+        "the kernel needs guest memory from {start:#x} to {end:#x}, and this guest has {room}: give it more memory"
+    )]
     KernelFit {
         /// Guest physical start.
         start: u64,
@@ -86,7 +88,9 @@ pub enum BootError {
     #[error("the kernel's entry {0:#x} lies outside of guest memory")]
     Entry(u64),
     /// A bzImage without 64-bit entry.
-    #[error("the bzImage has no 64-bit entry (boot protocol {version:#x}, xloadflags {flags:#x}); a 64-bit kernel of Linux 3.8 or later is needed")]
+    #[error(
+        "the bzImage has no 64-bit entry (boot protocol {version:#x}, xloadflags {flags:#x}); a 64-bit kernel of Linux 3.8 or later is needed"
+    )]
     No64BitEntry {
         /// Boot protocol version.
         version: u16,
@@ -113,7 +117,9 @@ pub enum BootError {
         cause: io::Error,
     },
     /// The initial RAM disk does not fit guest memory.
-    #[error("the initrd of {len} bytes does not fit between the kernel's end at {low:#x} and {high:#x}: give the guest more memory")]
+    #[error(
+        "the initrd of {len} bytes does not fit between the kernel's end at {low:#x} and {high:#x}: give the guest more memory"
+    )]
     InitrdFit {
         /// Its length.
         len: u64,
@@ -157,7 +163,7 @@ pub(crate) fn load(
     ram: &GuestRam,
     layout: &Layout,
     vcpus: u8,
-    sregs: kvm_sregs,
+    sregs: &kvm_sregs,
 ) -> Result<Entry, BootError> {
     let loaded = match &boot.kernel {
         KernelImage::Path(path) => {

@@ -48,7 +48,7 @@ impl MachineConfig {
         if self.mem_size_mib < MIN_MEM_MIB {
             return Err(ConfigError::TooSmall(self.mem_size_mib));
         }
-        if self.huge_pages && self.mem_size_mib % 2 != 0 {
+        if self.huge_pages && !self.mem_size_mib.is_multiple_of(2) {
             return Err(ConfigError::OddHuge(self.mem_size_mib));
         }
         Ok(())

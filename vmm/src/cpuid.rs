@@ -67,8 +67,9 @@ impl Topology {
             }
             // Caches of Intel: cores in the package, threads that share the cache.
             4 if entry.eax & 0x1f != 0 => {
-                entry.eax =
-                    (entry.eax & 0x3fff) | self.sharing(entry.eax) | (((1 << self.core_bits) - 1) & 0x3f) << 26;
+                entry.eax = (entry.eax & 0x3fff)
+                    | self.sharing(entry.eax)
+                    | (((1 << self.core_bits) - 1) & 0x3f) << 26;
             }
             // Caches of AMD.
             0x8000_001d if entry.eax & 0x1f != 0 => {
@@ -121,7 +122,14 @@ mod tests {
     use super::*;
 
     fn leaf(function: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..Default::default()
+        }
     }
 
     #[test]

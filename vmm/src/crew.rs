@@ -177,8 +177,7 @@ impl Member<'_> {
         if gate.generation != self.seen || gate.ended {
             return true;
         }
-        let (gate, _) =
-            self.crew.orders.wait_timeout(gate, timeout).unwrap_or_else(PoisonError::into_inner);
+        let (gate, _) = self.crew.orders.wait_timeout(gate, timeout).unwrap_or_else(PoisonError::into_inner);
         gate.generation != self.seen || gate.ended
     }
 

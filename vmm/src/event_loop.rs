@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
@@ -57,9 +59,9 @@ impl EventLoop {
             return Err(io::Error::other("the input cannot be waited for").into());
         }
         let ended = Arc::clone(&stopped);
-        let thread = thread::Builder::new().name("events".into()).spawn(move || {
-            while !ended.load(Ordering::Acquire) && turn(&mut manager, input).is_ok() {}
-        })?;
+        let thread = thread::Builder::new()
+            .name("events".into())
+            .spawn(move || while !ended.load(Ordering::Acquire) && turn(&mut manager, input).is_ok() {})?;
         Ok(Self { stop, stopped, thread: Some(thread) })
     }
 }

@@ -27,7 +27,9 @@ const MSRS_NOT_SETTABLE: &[u32] = &[0x10a];
 #[derive(Debug, Error)]
 pub enum HostError {
     /// There is no KVM.
-    #[error("there is no {path}: load the module kvm-intel or kvm-amd, and allow virtualisation in the firmware")]
+    #[error(
+        "there is no {path}: load the module kvm-intel or kvm-amd, and allow virtualisation in the firmware"
+    )]
     Missing {
         /// The path tried.
         path: PathBuf,

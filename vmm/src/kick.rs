@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use kvm_bindings::kvm_run;
 use mirror::memory::PAGE_SIZE;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 /// The first page of a vCPU's shared memory, mapped for the kicker alone: it outlives the vCPU thread.
 pub(crate) struct Kick {
@@ -45,6 +45,8 @@ impl Kick {
 
     /// The calling thread is the one that runs the vCPU.
     pub(crate) fn adopt(&self) {
+        // Whoever started this process may have blocked the signal. That the call fails is no case: the signal is valid.
+        let _ = unblock_signal(SIGRTMIN());
         self.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
     }
 

@@ -146,7 +146,7 @@ impl Machine {
         let first = lock(&self.shared.vcpus[0].fd);
         let reset = first.get_sregs().map_err(MachineError::BootRegisters)?;
         let entry =
-            boot::load(boot, self.memory.ram(), self.memory.layout(), self.config.vcpu_count, reset)?;
+            boot::load(boot, self.memory.ram(), self.memory.layout(), self.config.vcpu_count, &reset)?;
         first.set_sregs(&entry.sregs).map_err(MachineError::BootRegisters)?;
         first.set_regs(&entry.regs).map_err(MachineError::BootRegisters)?;
         drop(first);

@@ -25,6 +25,8 @@ pub const HOLE_START: u64 = 0xc000_0000;
 /// Where it ends and memory goes on.
 pub const HOLE_END: u64 = 1 << 32;
 
+/// For the bitmap of the VMM's own writes.
+const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_SIZE).unwrap();
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
 
 /// Why guest memory cannot be had.
@@ -104,7 +106,6 @@ impl Memory {
         for &Region { start, pages } in layout.regions() {
             let bytes = pages as usize * PAGE_SIZE;
             let failed = |cause: String| MemoryError::Map { start, pages, huge, cause };
-            const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_SIZE).unwrap();
             let mapping = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::new(bytes, PAGE))
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_SHARED | reserve)
@@ -174,7 +175,7 @@ fn create_file(layout: &Layout, huge: bool) -> Result<File, MemoryError> {
 
 /// One KVM memory slot a region.
 pub(crate) struct Slots {
-    slots: Vec<Slot>,
+    list: Vec<Slot>,
     logging: bool,
     /// The slots point into it.
     ram: Arc<GuestRam>,
@@ -198,9 +199,9 @@ impl Slots {
     pub(crate) fn register(vm: &VmFd, memory: &Memory, logging: bool) -> Result<Self, MemoryError> {
         use vm_memory::GuestMemoryBackend;
         let mut first_page = 0;
-        let mut slots = Vec::new();
+        let mut list = Vec::new();
         for (index, (region, mapped)) in memory.layout.regions().iter().zip(memory.ram.iter()).enumerate() {
-            slots.push(Slot {
+            list.push(Slot {
                 id: index as u32,
                 first_page,
                 pages: region.pages,
@@ -209,13 +210,13 @@ impl Slots {
             });
             first_page += region.pages;
         }
-        let mut this = Self { slots, logging, ram: Arc::clone(&memory.ram) };
+        let mut this = Self { list, logging, ram: Arc::clone(&memory.ram) };
         this.set(vm, logging)?;
         Ok(this)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter()
+        self.list.iter()
     }
 
     pub(crate) fn ram(&self) -> &GuestRam {
@@ -236,7 +237,7 @@ impl Slots {
     }
 
     fn set(&mut self, vm: &VmFd, logging: bool) -> Result<(), MemoryError> {
-        for slot in &self.slots {
+        for slot in &self.list {
             let region = kvm_userspace_memory_region {
                 slot: slot.id,
                 flags: if logging { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },

@@ -37,7 +37,9 @@ pub enum MsrError {
     #[error("KVM_GET_MSRS stopped at MSR {0:#x}")]
     Get(u32),
     /// One register cannot be set.
-    #[error("MSR {index:#x} of the saved state is {data:#x}, which this host's KVM does not set: the hosts differ too much")]
+    #[error(
+        "MSR {index:#x} of the saved state is {data:#x}, which this host's KVM does not set: the hosts differ too much"
+    )]
     Set {
         /// The register.
         index: u32,
@@ -87,7 +89,7 @@ impl MsrBuffer {
 
     /// What was read.
     pub(crate) fn entries(&self) -> impl Iterator<Item = &kvm_msr_entry> {
-        self.requests.iter().flat_map(|request| request.as_slice())
+        self.requests.iter().flat_map(Msrs::as_slice)
     }
 }
 
@@ -97,9 +99,8 @@ pub(crate) fn restore(vcpu: &VcpuFd, state: &[kvm_msr_entry]) -> Result<(), MsrE
         state.iter().map(|e| (e.index, e.data)).filter(|(index, _)| !msr_is_not_state(*index)).collect();
     while !rest.is_empty() {
         let batch = entries(rest.iter().copied().take(KVM_MAX_MSR_ENTRIES));
-        let set = vcpu
-            .set_msrs(&batch)
-            .map_err(|cause| MsrError::Request { request: "KVM_SET_MSRS", cause })?;
+        let set =
+            vcpu.set_msrs(&batch).map_err(|cause| MsrError::Request { request: "KVM_SET_MSRS", cause })?;
         let mut done = set;
         if let Some(entry) = batch.as_slice().get(set) {
             if read(vcpu, entry.index)? != Some(entry.data) {

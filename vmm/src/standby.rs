@@ -29,7 +29,9 @@ pub enum StandbyError {
     #[error("restoring the standby's machine: {0}")]
     Restore(#[from] MachineError),
     /// The memory that was announced is not that of the machine described.
-    #[error("the layout announced ({announced:?}) is not that of a machine of {mib} MiB ({expected:?}): both sides must run the same version")]
+    #[error(
+        "the layout announced ({announced:?}) is not that of a machine of {mib} MiB ({expected:?}): both sides must run the same version"
+    )]
     Layout {
         /// What the primary announced.
         announced: Layout,
@@ -104,8 +106,7 @@ impl StandbyHost {
             Some(host) => host,
             none => none.insert(Host::open().map_err(CreateError::Host)?),
         };
-        let machine =
-            Machine::create_with_exit(host, &config, Arc::clone(&self.console), self.exit.clone())?;
+        let machine = Machine::create_with_exit(host, &config, Arc::clone(&self.console), self.exit.clone())?;
         let ram = Arc::clone(mirror::guest::Guest::ram(&machine));
         self.machine = Some(machine);
         Ok(ram)
@@ -140,7 +141,9 @@ impl StandbyMachine for StandbyHost {
 fn available(meminfo: &str) -> u64 {
     meminfo
         .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        })
         .map_or(0, |kib| kib << 10)
 }
 

@@ -45,7 +45,9 @@ pub enum StateError {
         len: usize,
     },
     /// Written by another version of the program.
-    #[error("the {what} has version {version}, this program reads version {known}: use the same version on both sides")]
+    #[error(
+        "the {what} has version {version}, this program reads version {known}: use the same version on both sides"
+    )]
     Version {
         /// What was to be decoded.
         what: &'static str,
@@ -167,7 +169,12 @@ pub fn read_description(bytes: &[u8]) -> Result<MachineConfig, StateError> {
     Ok(config)
 }
 
-fn encode(what: &'static str, version: u32, value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), StateError> {
+fn encode(
+    what: &'static str,
+    version: u32,
+    value: &impl Serialize,
+    out: &mut Vec<u8>,
+) -> Result<(), StateError> {
     out.extend(version.to_le_bytes());
     postcard::to_io(value, out).map_err(|cause| StateError::Encode { what, cause })?;
     Ok(())

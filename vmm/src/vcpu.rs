@@ -88,18 +88,22 @@ impl Shared {
                 Ok(VcpuExit::MmioRead(address, data)) => self.platform.mmio.read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => self.platform.mmio.write(address, data),
                 Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
-                Ok(VcpuExit::Shutdown) => return self.end(Exit::Shutdown),
-                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return self.end(Exit::Shutdown),
+                Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
+                    return self.end(Exit::Shutdown);
+                }
                 Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return self.end(Exit::Reset),
                 Ok(VcpuExit::InternalError) => {
                     return self.end(Exit::Error(failure::internal_error(fd, &self.ram)));
                 }
                 Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                    let why = format!("the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})");
+                    let why = format!(
+                        "the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})"
+                    );
                     return self.fail(fd, &why);
                 }
                 Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
-                    let why = format!("memory fault at guest physical {gpa:#x}, {size} bytes, flags {flags:#x}");
+                    let why =
+                        format!("memory fault at guest physical {gpa:#x}, {size} bytes, flags {flags:#x}");
                     return self.fail(fd, &why);
                 }
                 Ok(other) => {

@@ -67,7 +67,9 @@ pub enum VcpuStateError {
         len: usize,
     },
     /// The area for extended registers is larger than this host's.
-    #[error("the state has {state} bytes of extended registers and this host {host}: it has other processor features")]
+    #[error(
+        "the state has {state} bytes of extended registers and this host {host}: it has other processor features"
+    )]
     Xsave {
         /// Bytes in the state.
         state: usize,
@@ -75,7 +77,9 @@ pub enum VcpuStateError {
         host: usize,
     },
     /// The clocks differ.
-    #[error("the guest's TSC runs at {guest} kHz and this host's at {host} kHz, which this host cannot scale")]
+    #[error(
+        "the guest's TSC runs at {guest} kHz and this host's at {host} kHz, which this host cannot scale"
+    )]
     Tsc {
         /// Of the state.
         guest: u32,

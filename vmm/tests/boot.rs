@@ -101,7 +101,8 @@ fn code_outside_of_memory_ends_with_a_message_that_tells_where() {
 #[test]
 fn instruction_that_cannot_be_emulated_is_told_with_its_bytes_and_place() {
     // clac: KVM's emulator does not know it. Hardware runs it (or has no such instruction, which is a triple fault).
-    let (mut machine, _output) = machine(&SMALL, &Code::new().bytes(&[0x90, 0x0f, 0x01, 0xca]).exit(3).spin());
+    let (mut machine, _output) =
+        machine(&SMALL, &Code::new().bytes(&[0x90, 0x0f, 0x01, 0xca]).exit(3).spin());
     machine.start();
     match machine.exit_handle().wait_timeout(PATIENCE).unwrap() {
         Exit::Error(why) => {
@@ -109,7 +110,9 @@ fn instruction_that_cannot_be_emulated_is_told_with_its_bytes_and_place() {
             assert!(why.contains(&format!("rip {:#x}", CODE + 1)), "{why}");
         }
         Exit::Code(3) | Exit::Shutdown => {
-            eprintln!("SKIPPED: this host's processor runs ring-0 code itself and does not need KVM to emulate it");
+            eprintln!(
+                "SKIPPED: this host's processor runs ring-0 code itself and does not need KVM to emulate it"
+            );
         }
         other => panic!("{other}"),
     }

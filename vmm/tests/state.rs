@@ -243,7 +243,11 @@ fn guest_goes_on_in_a_fresh_process() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success() && text.contains("1 passed"), "{text}\n{}", String::from_utf8_lossy(&child.stderr));
+    assert!(
+        child.status.success() && text.contains("1 passed"),
+        "{text}\n{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
 }
 
 #[test]

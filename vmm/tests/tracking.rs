@@ -65,7 +65,9 @@ fn exactly_the_pages_written_are_harvested(kind: TrackerKind, config: &MachineCo
         pages
     };
     match kind {
-        TrackerKind::Manual => assert_eq!(machine.peek_dirty().unwrap(), Some(WRITTEN), "the guest's own pages"),
+        TrackerKind::Manual => {
+            assert_eq!(machine.peek_dirty().unwrap(), Some(WRITTEN), "the guest's own pages");
+        }
         TrackerKind::Legacy => assert_eq!(machine.peek_dirty().unwrap(), None),
     }
     let found = harvest(&mut machine);

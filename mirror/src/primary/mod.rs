@@ -226,6 +226,16 @@ enum Flow {
     Committing { since: Duration },
 }
 
+/// The answer of the agreement that is awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Space,
+    Allocation,
+    Lock,
+    Header,
+    Read,
+}
+
 /// The state machine.
 #[derive(Debug)]
 pub struct Primary {
@@ -239,9 +249,12 @@ pub struct Primary {
     heard: Duration,
     spoke: Duration,
     sensed: Duration,
+    step: Step,
     /// The standby has us wait for space.
     queued: bool,
     round: u32,
+    /// The answer to the round is awaited.
+    round_open: bool,
     round_started: Duration,
     round_sent: (u64, u64),
     round_took: Duration,
@@ -279,6 +292,7 @@ impl Primary {
             spoke: zero,
             sensed: zero,
             round: 0,
+            round_open: false,
             round_started: zero,
             round_sent: (0, 0),
             round_took: zero,
@@ -287,6 +301,7 @@ impl Primary {
             flow: Flow::Running { since: zero },
             last: false,
             output_end: 0,
+            step: Step::Space,
             queued: false,
             exposed: false,
             ended: None,
@@ -373,21 +388,25 @@ impl Primary {
             self.distrust("a message about another guest", actions);
             return;
         }
-        if header.term > self.term || matches!(message, Message::AllocateWrite) {
-            // Somebody else may be live: only the witness can tell.
+        if header.term > self.term && message == Message::AllocateWrite {
+            self.replaced(header.term, actions);
+            return;
+        }
+        if header.term > self.term {
             let reason = format!("the other side is in term {}, this one in {}", header.term, self.term);
-            self.standby_lost(reason, actions);
+            self.superseded(reason, actions);
             return;
         }
         match (self.phase, message) {
             (_, Message::Heartbeat { .. } | Message::MemoryReleased) => {}
             (_, Message::SenseResponse(sense)) => self.sense = sense,
-            (_, Message::Refused(Refusal::StaleTerm { newest })) => {
-                self.standby_lost(format!("the standby knows term {newest}"), actions);
+            (_, Message::Refused(Refusal::StaleTerm { newest })) if newest > self.term => {
+                self.superseded(format!("the standby knows term {newest}"), actions);
             }
             (_, Message::Refused(refusal)) => self.standby_lost(refusal.to_string(), actions),
             (Phase::Joining, message) => self.joining(message, actions),
-            (Phase::Seeding, Message::RoundAck { round }) if round == self.round => {
+            (Phase::Seeding, Message::RoundAck { round }) if self.round_open && round == self.round => {
+                self.round_open = false;
                 self.round_took = self.now.saturating_sub(self.round_started);
                 actions.push(Action::Harvest);
             }
@@ -399,9 +418,10 @@ impl Primary {
 
     /// The steps of the agreement, each answered before the next.
     fn joining(&mut self, message: Message, actions: &mut Vec<Action>) {
-        match message {
-            Message::SpaceResponse(Space::Granted) => {
+        match (self.step, message) {
+            (Step::Space, Message::SpaceResponse(Space::Granted)) => {
                 self.queued = false;
+                self.step = Step::Allocation;
                 let message = Message::Allocate {
                     layout: self.layout.clone(),
                     policy: Policy { block_size: PAGE_SIZE as u32 },
@@ -411,30 +431,39 @@ impl Primary {
                 };
                 self.send(message, actions);
             }
-            Message::SpaceResponse(Space::Queued { .. }) => self.queued = true,
-            Message::SpaceResponse(Space::Denied { available, reason }) => {
+            (Step::Space, Message::SpaceResponse(Space::Queued { .. })) => self.queued = true,
+            (Step::Space, Message::SpaceResponse(Space::Denied { available, reason })) => {
                 let reason = format!(
                     "the standby has no space for {} bytes of guest memory ({available} available): {reason}",
                     self.layout.bytes()
                 );
                 self.standby_lost(reason, actions);
             }
-            Message::Allocated => self.send(Message::LockRequest, actions),
-            Message::LockResponse { term, .. } if term == self.term => {
+            (Step::Allocation, Message::Allocated) => {
+                self.step = Step::Lock;
+                self.send(Message::LockRequest, actions);
+            }
+            (Step::Lock, Message::LockResponse { term, .. }) if term == self.term => {
+                self.step = Step::Header;
                 self.send(Message::HeaderRequest, actions);
             }
-            Message::LockResponse { term, owner, .. } => {
+            (Step::Lock, Message::LockResponse { term, owner, .. }) => {
                 let reason = format!("the standby says that {owner} owns the guest in term {term}");
-                self.standby_lost(reason, actions);
+                if term > self.term {
+                    self.superseded(reason, actions);
+                } else {
+                    self.standby_lost(reason, actions);
+                }
             }
-            Message::HeaderResponse(header)
+            (Step::Header, Message::HeaderResponse(header))
                 if header.layout == self.layout
                     && header.policy.block_size as usize == PAGE_SIZE
                     && header.epoch == Epoch::NONE =>
             {
+                self.step = Step::Read;
                 self.send(Message::AllocateRead, actions);
             }
-            Message::HeaderResponse(header) => {
+            (Step::Header, Message::HeaderResponse(header)) => {
                 let reason = format!(
                     "the standby's memory is laid out otherwise ({} pages in {} regions, block size {}, epoch {}) than \
                      the guest's ({} pages in {} regions); start it anew with the same release",
@@ -447,13 +476,13 @@ impl Primary {
                 );
                 self.standby_lost(reason, actions);
             }
-            Message::AllocateReadResponse => {
+            (Step::Read, Message::AllocateReadResponse) => {
                 self.phase = Phase::Seeding;
                 let (guid, term, pages) = (self.guid, self.term, self.layout.pages());
                 actions.push(Action::Report(Report::Joined { guid, term, pages }));
                 actions.push(Action::StartTracking);
             }
-            message => self.distrust(message.name(), actions),
+            (_, message) => self.distrust(message.name(), actions),
         }
     }
 
@@ -462,6 +491,7 @@ impl Primary {
             return;
         }
         self.round += 1;
+        self.round_open = true;
         self.remaining = pages;
         self.round_started = self.now;
         actions.push(Action::Report(Report::RoundStarted { round: self.round, pages }));
@@ -567,6 +597,33 @@ impl Primary {
         }
     }
 
+    /// The standby itself says that it runs the guest now, by the witness' grant or by an operator's word: then there
+    /// is nothing left to ask, least of all where there is no witness.
+    fn replaced(&mut self, term: Term, actions: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Solo | Phase::Frozen | Phase::Ended) {
+            return;
+        }
+        actions.push(Action::Close);
+        self.freeze(format!("the standby runs the guest in term {term}"), actions);
+    }
+
+    fn freeze(&mut self, reason: String, actions: &mut Vec<Action>) {
+        self.phase = Phase::Frozen;
+        actions.push(Action::Freeze);
+        let reason = format!("{reason}; this side was live in term {}", self.term);
+        actions.push(Action::Report(Report::Frozen { reason }));
+    }
+
+    /// There is a newer term than this side's: somebody else may be live, and only the witness can tell. That holds
+    /// even while the standby has nothing of this primary.
+    fn superseded(&mut self, reason: String, actions: &mut Vec<Action>) {
+        if !self.exposed && matches!(self.phase, Phase::Idle | Phase::Joining | Phase::Seeding) {
+            actions.push(Action::Hold);
+            self.exposed = true;
+        }
+        self.standby_lost(reason, actions);
+    }
+
     /// The standby is lost, or is no longer to be trusted.
     fn standby_lost(&mut self, reason: String, actions: &mut Vec<Action>) {
         match self.phase {
@@ -607,15 +664,14 @@ impl Primary {
                 actions.push(Action::PassOutput);
                 actions.push(Action::StopTracking);
             }
+            // Only a witness that has lost its record knows an older term; nobody has won by that.
+            Claim::Refused { term, .. } if term < self.term => {
+                let reason =
+                    format!("it knows term {term}, this side has term {}; restore its record", self.term);
+                actions.push(Action::Report(Report::WitnessSilent { reason }));
+            }
             Claim::Refused { term, owner } => {
-                self.phase = Phase::Frozen;
-                actions.push(Action::Freeze);
-                actions.push(Action::Report(Report::Frozen {
-                    reason: format!(
-                        "{owner} runs the guest in term {term}; this side was live in term {}",
-                        self.term
-                    ),
-                }));
+                self.freeze(format!("{owner} runs the guest in term {term}"), actions);
             }
             // Not live by anyone's word: what is held stays held, and the question is asked again.
             Claim::Unreachable(reason) => actions.push(Action::Report(Report::WitnessSilent { reason })),

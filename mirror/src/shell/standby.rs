@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,10 +13,11 @@ use thiserror::Error;
 
 use super::Watcher;
 use crate::console::Console;
+use crate::dirty::DirtySet;
 use crate::guest::StandbyMachine;
 use crate::ids::{Epoch, Guid, Term};
-use crate::link::{Address, FrameReader, FrameWriter, Listener, Stream};
-use crate::memory::{Layout, PageMemory};
+use crate::link::{Address, Frame, FrameReader, FrameWriter, Listener, ReadError, Stream};
+use crate::memory::{Layout, PAGE_SIZE, PageMemory};
 use crate::report::Report;
 use crate::standby::{Action, Event, LinkId, Phase, Standby, WitnessView};
 use crate::wire::header::FrameError;
@@ -23,8 +25,13 @@ use crate::wire::message::{Message, Refusal, Sense};
 use crate::wire::pages::{BufferPool, PageBatch};
 use crate::witness::{Claim, FileWitness, Witness};
 
+static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
 /// Most links at a time: the primary's, those that wait, those that ask.
 const MAX_LINKS: usize = 64;
+
+/// Frames received ahead of those that are acted on.
+const FRAMES_AHEAD: usize = 8;
 
 /// How long a link may be silent before it is looked at whether it may stay.
 const IDLE: Duration = Duration::from_secs(10);
@@ -81,6 +88,8 @@ struct Inner<M> {
     standby: Standby,
     machine: M,
     memory: Option<PageMemory>,
+    /// Pages that something else than zeros was written to; all others are zero as they were allocated.
+    touched: DirtySet,
     console: Arc<Console>,
     witness: Option<FileWitness>,
     address: Address,
@@ -165,6 +174,7 @@ pub fn serve<M: StandbyMachine + 'static>(
             standby: Standby::new(options.name, machine.space()),
             machine,
             memory: None,
+            touched: DirtySet::default(),
             console,
             witness: options.witness,
             address,
@@ -229,41 +239,61 @@ impl<M: StandbyMachine + 'static> Node<M> {
         }
     }
 
+    /// Two threads serve a link: one receives and verifies the next frames while this one acts on those before.
     fn serve_link(&self, link: LinkId, stream: Arc<Stream>) {
         let mut reader = FrameReader::new(stream, self.pool.clone());
-        if reader.set_idle_limit(IDLE).is_err() {
-            self.lock().links.remove(&link);
-            return;
-        }
-        let reason = loop {
-            match reader.receive() {
-                Ok(Some(frame)) => {
-                    let mut inner = self.lock();
-                    if !inner.links.contains_key(&link) {
-                        return;
+        let (sender, received) = sync_channel(FRAMES_AHEAD);
+        let reason = thread::scope(|scope| {
+            let receiving =
+                thread::Builder::new().name("standby-receive".into()).spawn_scoped(scope, move || {
+                    let limited = reader.set_idle_limit(IDLE).map_err(ReadError::from);
+                    let mut next = limited.and_then(|()| reader.receive());
+                    // It ends with the link, or when nobody acts on its frames any more.
+                    loop {
+                        let last = next.is_err();
+                        if sender.send(next).is_err() || last {
+                            return;
+                        }
+                        next = reader.receive();
                     }
-                    inner.feed(Event::Received { link, header: frame.header, body: frame.body });
-                }
-                Ok(None) if self.lock().standby.expects(link) => {}
-                Ok(None) => break "nothing was heard on it".into(),
-                Err(error) => {
-                    self.explain(link, &error);
-                    break error.to_string();
-                }
+                });
+            match receiving {
+                Ok(_) => self.act_on(link, received),
+                Err(error) => Some(error.to_string()),
             }
-        };
+        });
         let mut inner = self.lock();
-        if inner.links.remove(&link).is_some() {
+        if let (Some(_), Some(reason)) = (inner.links.remove(&link), reason) {
             inner.feed(Event::LinkLost { link, reason });
         }
     }
 
+    /// Feeds what arrives on a link to the state machine until the link ends; says why it did, unless this side ended
+    /// it.
+    fn act_on(&self, link: LinkId, received: Receiver<Result<Option<Frame>, ReadError>>) -> Option<String> {
+        for next in received {
+            match next {
+                Ok(Some(frame)) => {
+                    let mut inner = self.lock();
+                    if !inner.links.contains_key(&link) {
+                        return None;
+                    }
+                    inner.feed(Event::Received { link, header: frame.header, body: frame.body });
+                }
+                Ok(None) if self.lock().standby.expects(link) => {}
+                Ok(None) => return Some("nothing was heard on it".into()),
+                Err(error) => {
+                    self.explain(link, &error);
+                    return Some(error.to_string());
+                }
+            }
+        }
+        None
+    }
+
     /// Tells a peer that does not speak this protocol what is wrong, as far as it can understand.
-    fn explain(&self, link: LinkId, error: &crate::link::ReadError) {
-        if let crate::link::ReadError::Frame(
-            error @ (FrameError::Version { .. } | FrameError::Payload { .. }),
-        ) = error
-        {
+    fn explain(&self, link: LinkId, error: &ReadError) {
+        if let ReadError::Frame(error @ (FrameError::Version { .. } | FrameError::Payload { .. })) = error {
             let message = Message::Refused(Refusal::Protocol(error.to_string()));
             if let Some(writer) = self.lock().links.get_mut(&link) {
                 let _ = writer.send((Guid::nil(), Term(0), Epoch::NONE), &message);
@@ -326,6 +356,7 @@ impl<M: StandbyMachine> Inner<M> {
             if memory.layout() != layout {
                 return Err("its memory came out in another layout".into());
             }
+            self.touched = DirtySet::new(layout.pages());
             self.memory = Some(memory);
             Ok(())
         });
@@ -336,11 +367,18 @@ impl<M: StandbyMachine> Inner<M> {
         Event::Allocated { machine: machine.map_err(|error| error.to_string()), witness }
     }
 
-    fn write(&self, batch: &PageBatch) {
+    fn write(&mut self, batch: &PageBatch) {
         let Some(memory) = &self.memory else { return };
         for (page, body) in batch.iter() {
-            // The batch was checked against this layout: the write cannot fail.
-            let _ = memory.write(page.into(), body);
+            let page = u64::from(page);
+            // A page of zeros that is still untouched stays so: touching it is what costs, in time and in memory.
+            if let Some(body) = body {
+                self.touched.insert(page);
+                // The batch was checked against this layout: the write cannot fail.
+                let _ = memory.write(page, body);
+            } else if self.touched.contains(page) {
+                let _ = memory.write(page, &ZEROS);
+            }
         }
     }
 

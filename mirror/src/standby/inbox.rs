@@ -27,7 +27,7 @@ impl Inbox {
     /// Takes a batch of pages.
     ///
     /// # Errors
-    /// More pages than twice the `most` of the allocation: no honest epoch is that large.
+    /// More than `most` pages, which is what the guest has: no honest epoch is that large.
     pub fn add_pages(&mut self, batch: PageBatch, checksum: u64, most: u64) -> Result<(), String> {
         self.pages += batch.len() as u64;
         if self.pages > most {
@@ -54,7 +54,7 @@ impl Inbox {
     /// Takes a piece of output.
     ///
     /// # Errors
-    /// It does not follow the piece before, or grows beyond [`MAX_OUTPUT`].
+    /// It does not follow the piece before, grows beyond [`MAX_OUTPUT`], or ends beyond the last position there is.
     pub fn add_output(&mut self, start: u64, bytes: &[u8], checksum: u64) -> Result<(), String> {
         let (first, output) = self.output.get_or_insert_with(|| (start, Vec::new()));
         if *first + output.len() as u64 != start {
@@ -62,6 +62,9 @@ impl Inbox {
         }
         if output.len() + bytes.len() > MAX_OUTPUT {
             return Err(format!("more than {MAX_OUTPUT} bytes of output in one epoch"));
+        }
+        if start.checked_add(bytes.len() as u64).is_none() {
+            return Err(format!("{} bytes of output cannot begin at position {start}", bytes.len()));
         }
         self.digest.add(checksum);
         output.extend_from_slice(bytes);

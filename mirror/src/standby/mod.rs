@@ -353,6 +353,9 @@ impl Standby {
             self.reserved = self.now;
             return Space::Granted;
         }
+        if let Some(place) = self.queue.iter().position(|(waiting, ..)| *waiting == link) {
+            return Space::Queued { before: place as u32 };
+        }
         if !wait || self.queue.len() >= MAX_QUEUE {
             let reason = format!("this standby serves another guest and is {}", self.phase.name());
             return Space::Denied { available: 0, reason };
@@ -481,10 +484,14 @@ impl Standby {
                         "heartbeat of {heartbeat_ms} ms, {misses} misses"
                     )));
                 }
-                if layout.bytes() > self.space || machine.len() > MAX_MACHINE || header.term == Term(0) {
-                    return Err(Refusal::Protocol(
-                        "an allocation larger than agreed, or without a term".into(),
-                    ));
+                if layout.bytes() > self.space || machine.len() > MAX_MACHINE {
+                    return Err(Refusal::Protocol("an allocation larger than agreed".into()));
+                }
+                if header.term == Term(0) || header.term == Term(u64::MAX) {
+                    return Err(Refusal::Protocol(format!(
+                        "term {} has no successor or no owner",
+                        header.term
+                    )));
                 }
                 self.phase = Phase::Allocating;
                 self.allocation = Some(Allocation {
@@ -598,6 +605,10 @@ impl Standby {
         let Some(allocation) = &mut self.allocation else { return Ok(()) };
         allocation.check_epoch(header.epoch)?;
         let epoch = header.epoch;
+        if allocation.epoch == Epoch::NONE && (allocation.round == 0 || allocation.round_pages > 0) {
+            let reason = "the seeding before it is not complete".into();
+            return Err(Refusal::TornEpoch { epoch, reason });
+        }
         let WholeEpoch { batches, state } = allocation
             .inbox
             .close(commit, &mut allocation.output)
@@ -701,6 +712,12 @@ impl Standby {
         }
         match claim {
             Claim::Granted(term) => self.activate(term, actions),
+            // Only a witness that has lost its record knows an older term; nobody has won by that.
+            Claim::Refused { term, .. } if term < self.term() => {
+                let reason =
+                    format!("it knows term {term}, this side has term {}; restore its record", self.term());
+                actions.push(Action::Report(Report::WitnessSilent { reason }));
+            }
             Claim::Refused { term, owner } => {
                 actions.push(Action::Report(Report::Refused {
                     reason: format!(
@@ -793,7 +810,7 @@ impl Allocation {
     }
 
     fn end_round(&mut self, round: u32, pages: u64, digest: u64) -> Result<(), Refusal> {
-        let whole = (self.round + 1, self.round_pages, self.round_digest.value());
+        let whole = (self.round.saturating_add(1), self.round_pages, self.round_digest.value());
         if whole != (round, pages, digest) {
             let (want, got, _) = whole;
             return Err(Refusal::Protocol(format!(

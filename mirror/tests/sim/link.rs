@@ -77,7 +77,7 @@ impl End {
     }
 
     /// Puts the next thing on the wire, if there is one.
-    pub fn flush(&mut self, wire: &mut Wire, memory: &Memory) -> Option<Sent> {
+    pub fn flush(&mut self, wire: &mut Wire, memory: Option<&Memory>) -> Option<Sent> {
         if !self.open {
             return None;
         }
@@ -87,7 +87,10 @@ impl End {
                 Sent::Other
             }
             Outgoing::Live(stamp, numbers) => {
-                let bodies: Vec<u8> = numbers.iter().flat_map(|&page| memory.page(page.into())).copied().collect();
+                let mut bodies = Vec::with_capacity(numbers.len() * PAGE_SIZE);
+                for &page in &numbers {
+                    bodies.extend_from_slice(memory?.page(page.into()));
+                }
                 self.batch(stamp, &numbers, &bodies, wire);
                 Sent::Other
             }

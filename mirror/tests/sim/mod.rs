@@ -10,6 +10,7 @@ pub mod link;
 pub mod outside;
 pub mod primary_host;
 pub mod schedule;
+pub mod seat;
 pub mod standby_host;
 pub mod witness;
 pub mod world;

@@ -101,11 +101,12 @@ pub struct PrimaryHost {
 }
 
 impl PrimaryHost {
-    /// A primary whose guest ends after so many steps.
-    pub fn new(ends_after: u64) -> Self {
+    /// A primary whose guest ends after so many steps, and whose final pause may cost so much.
+    pub fn new(ends_after: u64, pause_budget: Duration) -> Self {
+        let settings = Settings { pause_budget, ..Settings::default() };
         Self {
             alive: true,
-            core: Primary::new(Settings::default(), GUID, FIRST, layout(), b"machine".to_vec()),
+            core: Primary::new(settings, GUID, FIRST, layout(), b"machine".to_vec()),
             guest: Guest::booted(ends_after),
             console: Console::new(0, Vec::new()),
             end: End::opened(),
@@ -181,7 +182,9 @@ impl PrimaryHost {
                 let stamp = (GUID, self.core.term(), Epoch::NONE);
                 let numbers: Vec<u32> = self.dirty.iter().map(|page| page as u32).collect();
                 self.dirty.clear();
-                self.end.outgoing.extend(numbers.chunks(BATCH).map(|chunk| Outgoing::Live(stamp, chunk.into())));
+                self.end
+                    .outgoing
+                    .extend(numbers.chunks(BATCH).map(|chunk| Outgoing::Live(stamp, chunk.into())));
                 self.end.outgoing.push_back(Outgoing::RoundEnd(stamp, round));
             }
             Action::Harvest => {
@@ -197,7 +200,9 @@ impl PrimaryHost {
                     return Err("an epoch is taken while another one is staged".into());
                 }
                 self.guest.paused = true;
-                [Job::Resume, Job::Capture, Job::Harvest].map(|job| self.jobs.push_front(job));
+                for job in [Job::Resume, Job::Capture, Job::Harvest] {
+                    self.jobs.push_front(job);
+                }
             }
             Action::SendEpoch { epoch } => self.send_epoch((GUID, self.core.term(), epoch))?,
             Action::Release { output_end, .. } => {
@@ -230,14 +235,25 @@ impl PrimaryHost {
         Ok(())
     }
 
+    /// Whether the epoch is staged with its machine state.
+    pub fn is_captured(&self) -> bool {
+        self.staged.as_ref().is_some_and(|staged| !staged.state.is_empty())
+    }
+
+    /// Pages copied to staging so far.
+    pub fn pages_copied(&self) -> usize {
+        self.staged.as_ref().map_or(0, |staged| staged.bodies.len() / PAGE_SIZE)
+    }
+
     /// Once the standby is lost, no staged epoch may be left whose pages count as clean.
     fn nothing_forgotten(&self) -> Result<(), String> {
         match &self.staged {
-            Some(staged) => Err(format!(
+            // A guest that has ended needs no more mirroring.
+            Some(staged) if self.core.phase() != Phase::Ended => Err(format!(
                 "{} pages of an epoch were neither acknowledged nor put back",
                 staged.set.count()
             )),
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 
@@ -312,7 +328,7 @@ impl PrimaryHost {
 
     /// Puts one thing on the wire.
     pub fn flush(&mut self, reach: &mut Reach<'_>) -> bool {
-        let Some(sent) = self.end.flush(reach.outward, &self.guest.memory) else { return false };
+        let Some(sent) = self.end.flush(reach.outward, Some(&self.guest.memory)) else { return false };
         match sent {
             Sent::RoundEnd(pages) => {
                 self.answers.push_back(Event::RoundSent { pages, bytes: pages * PAGE_SIZE as u64 });
@@ -352,7 +368,9 @@ impl PrimaryHost {
             return Err(format!("a frozen primary released output from {start} to {end}"));
         }
         if !granted && end > most {
-            return Err(format!("the primary released output up to {end}, the standby knows it up to {most}"));
+            return Err(format!(
+                "the primary released output up to {end}, the standby knows it up to {most}"
+            ));
         }
         reach.outside.see(start, &bytes)?;
         Ok(true)

@@ -1,11 +1,14 @@
 //! The shell of the standby.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Duration;
 
 use mirror::ids::{Epoch, Term};
+use mirror::memory::PAGE_SIZE;
 use mirror::report::Report;
 use mirror::standby::{Action, Event, Phase, Standby, WitnessView};
+use mirror::wire::message::{Body, Message};
 use mirror::wire::pages::PageBatch;
 
 use super::Side;
@@ -22,7 +25,9 @@ pub enum Job {
     /// An order of the state machine.
     Act(Action),
     /// Write page `1` of the batch to memory, as part of the application of an epoch.
-    Apply(std::rc::Rc<PageBatch>, usize),
+    Apply(Rc<PageBatch>, usize),
+    /// The epoch is in memory.
+    Applied,
 }
 
 /// The standby's process.
@@ -81,6 +86,10 @@ impl StandbyHost {
                 self.write(&batch, index, 1)?;
                 Ok(true)
             }
+            Some(Job::Applied) => {
+                self.answers.push_back(Event::Applied);
+                Ok(true)
+            }
             Some(Job::Act(action)) => self.act(action, reach).map(|()| true),
         }
     }
@@ -88,7 +97,7 @@ impl StandbyHost {
     fn write(&mut self, batch: &PageBatch, first: usize, count: usize) -> Result<(), String> {
         let memory = self.memory.as_mut().ok_or("pages are written without an allocation")?;
         for (page, body) in batch.iter().skip(first).take(count) {
-            memory.page_mut(page.into()).copy_from_slice(body);
+            memory.page_mut(page.into()).copy_from_slice(body.unwrap_or(&[0; PAGE_SIZE]));
         }
         Ok(())
     }
@@ -111,7 +120,8 @@ impl StandbyHost {
             }
             Action::Write(batch) => self.write(&batch, 0, usize::MAX)?,
             Action::Apply(batches) => {
-                for batch in batches.into_iter().map(std::rc::Rc::new).rev() {
+                self.jobs.push_front(Job::Applied);
+                for batch in batches.into_iter().map(Rc::new).rev() {
                     let pages = (0..batch.len()).rev();
                     pages.for_each(|page| self.jobs.push_front(Job::Apply(batch.clone(), page)));
                 }
@@ -156,7 +166,10 @@ impl StandbyHost {
             return Err("the standby went on without a complete epoch".into());
         };
         if epoch != self.core.epoch() {
-            return Err(format!("the standby went on from epoch {}, {epoch} is committed", self.core.epoch()));
+            return Err(format!(
+                "the standby went on from epoch {}, {epoch} is committed",
+                self.core.epoch()
+            ));
         }
         let cpu = Cpu::restore(state).ok_or("the machine state is not whole")?;
         let memory = self.memory.take().ok_or("the standby went on without memory")?;
@@ -165,7 +178,10 @@ impl StandbyHost {
         }
         let end = output_start + output.len() as u64;
         if end != cpu.produced || end != known {
-            return Err(format!("the output ends at {end}, the state says {}, the epoch {known}", cpu.produced));
+            return Err(format!(
+                "the output ends at {end}, the state says {}, the epoch {known}",
+                cpu.produced
+            ));
         }
         if output_start > reach.outside.end() || reach.outside.end() > end {
             return Err(format!(
@@ -202,7 +218,7 @@ impl StandbyHost {
         }
         let event = match self.end.receive(reach.inward) {
             Some(Ok((header, body))) => {
-                if let mirror::wire::message::Body::Message(mirror::wire::message::Message::Commit(commit)) = &body {
+                if let Body::Message(Message::Commit(commit)) = &body {
                     self.output_end = commit.output_end;
                 }
                 Event::Received { link: LINK, header, body }
@@ -236,11 +252,7 @@ impl StandbyHost {
 
     /// Puts one thing on the wire.
     pub fn flush(&mut self, reach: &mut Reach<'_>) -> bool {
-        let nothing = Memory::zeroed;
-        if self.end.outgoing.is_empty() {
-            return false;
-        }
-        self.end.flush(reach.outward, &nothing()).is_some()
+        self.end.flush(reach.outward, None).is_some()
     }
 
     /// The guest does a step.

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
-use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::KernelLoader;
+use linux_loader::loader::bzimage::BzImage;
 use mirror::memory::{GuestRam, Layout};
 use vm_memory::{GuestAddress, ReadVolatile};
 

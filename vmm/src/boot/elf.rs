@@ -2,8 +2,8 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use mirror::memory::{GuestRam, Layout};
 use vm_memory::ReadVolatile;
 
@@ -53,12 +53,11 @@ where
         return Err(BootError::NotAKernel("the ELF file has nothing to load".into()));
     }
     let loaded = Elf::load(ram, None, image, None)?;
-    let (protocol, entry) = match loaded.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(entry) => (Protocol::Pvh { entry: entry.0 }, entry.0),
-        _ => {
-            let entry = loaded.kernel_load.0;
-            (Protocol::Linux64 { entry, header: None }, entry)
-        }
+    let (protocol, entry) = if let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap {
+        (Protocol::Pvh { entry: entry.0 }, entry.0)
+    } else {
+        let entry = loaded.kernel_load.0;
+        (Protocol::Linux64 { entry, header: None }, entry)
     };
     if !(HIGH_START..end).contains(&entry) {
         return Err(BootError::Entry(entry));
@@ -79,11 +78,15 @@ fn segments<F: Read + Seek>(image: &mut F, len: u64) -> Result<Vec<Segment>, Boo
     }
     let (offset, size, count) = (u64_at(&header, 32), u16_at(&header, 54), u16_at(&header, 56));
     if usize::from(size) != PROGRAM_HEADER || count > MAX_SEGMENTS {
-        return Err(BootError::NotAKernel(format!("the ELF file has {count} program headers of {size} bytes")));
+        return Err(BootError::NotAKernel(format!(
+            "the ELF file has {count} program headers of {size} bytes"
+        )));
     }
     let table_end = offset.saturating_add(u64::from(count) * PROGRAM_HEADER as u64);
     if table_end > len {
-        return Err(BootError::Truncated(format!("it has {len} bytes, its program headers end at {table_end}")));
+        return Err(BootError::Truncated(format!(
+            "it has {len} bytes, its program headers end at {table_end}"
+        )));
     }
     image.seek(SeekFrom::Start(offset))?;
     let mut segments = Vec::with_capacity(usize::from(count));

@@ -39,7 +39,7 @@ pub(super) fn prepare(
     header: Option<setup_header>,
     initrd: Option<Initrd>,
     cmdline_len: usize,
-    reset: kvm_sregs,
+    reset: &kvm_sregs,
 ) -> Result<Entry, BootError> {
     let mut header = header.unwrap_or(setup_header {
         boot_flag: BOOT_FLAG,
@@ -78,7 +78,7 @@ pub(super) fn prepare(
         cr3: PML4,
         cr4: CR4_PAE,
         efer: EFER_LMA_LME,
-        ..reset
+        ..*reset
     };
     Ok(Entry { regs, sregs })
 }

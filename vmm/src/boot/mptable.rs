@@ -110,7 +110,10 @@ mod tests {
             assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
             let entries = u16::from_le_bytes([table[34], table[35]]);
             assert_eq!(entries, u16::from(vcpus) + 1 + 1 + 16 + 2);
-            assert_eq!(table.len(), HEADER_LEN + 20 * usize::from(vcpus) + 8 * (usize::from(entries) - usize::from(vcpus)));
+            assert_eq!(
+                table.len(),
+                HEADER_LEN + 20 * usize::from(vcpus) + 8 * (usize::from(entries) - usize::from(vcpus))
+            );
             assert!(pointer.len() + table.len() <= 1024, "fits the last KiB");
         }
     }

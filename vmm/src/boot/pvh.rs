@@ -28,16 +28,12 @@ pub(super) fn prepare(
     layout: &Layout,
     entry: u64,
     initrd: Option<Initrd>,
-    reset: kvm_sregs,
+    reset: &kvm_sregs,
 ) -> Result<Entry, BootError> {
     let map = map(layout);
     for (index, piece) in map.iter().enumerate() {
-        let entry = hvm_memmap_table_entry {
-            addr: piece.start,
-            size: piece.len,
-            type_: piece.kind,
-            reserved: 0,
-        };
+        let entry =
+            hvm_memmap_table_entry { addr: piece.start, size: piece.len, type_: piece.kind, reserved: 0 };
         ram.write_obj(entry, GuestAddress(MEMORY_MAP + (index * size_of_val(&entry)) as u64))?;
     }
     if let Some(initrd) = initrd {
@@ -70,7 +66,7 @@ pub(super) fn prepare(
         cr3: 0,
         cr4: 0,
         efer: 0,
-        ..reset
+        ..*reset
     };
     Ok(Entry { regs, sregs })
 }

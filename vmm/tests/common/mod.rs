@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use mirror::console::Console;
@@ -50,6 +50,13 @@ impl Output {
             self.bytes.extend(more.unwrap_or_else(|_| panic!("only {:?} came out", self.bytes)));
         }
         &self.bytes
+    }
+
+    /// Waits for more, at most `patience`.
+    pub fn wait_more(&mut self, patience: Duration) {
+        if let Ok(more) = self.receiver.recv_timeout(patience) {
+            self.bytes.extend(more);
+        }
     }
 
     /// What has come out by now.

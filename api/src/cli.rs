@@ -1,0 +1,107 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use mirror::link::Address;
+
+use crate::demo::DemoOptions;
+use crate::exit::EXIT_STATUSES;
+
+/// Virtual machines that survive the death of their host.
+#[derive(Debug, Parser)]
+#[command(name = "understudy", version, after_help = EXIT_STATUSES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch a guest survive: boots one, mirrors it, kills its primary, and checks what comes out
+    #[command(after_help = EXIT_STATUSES)]
+    Demo(DemoOptions),
+    /// Run a guest, mirrored to a standby if the configuration says so
+    #[command(after_help = EXIT_STATUSES)]
+    Run(RunOptions),
+    /// Wait for a primary, hold the mirror of its guest, and take over when it dies
+    #[command(after_help = EXIT_STATUSES)]
+    Standby(StandbyOptions),
+    /// Ask a running primary or standby how it is
+    #[command(after_help = EXIT_STATUSES)]
+    Status(StatusOptions),
+}
+
+/// `understudy run`
+#[derive(Debug, Args)]
+pub struct RunOptions {
+    /// What to run: JSON in Firecracker's format, with a "mirror" section
+    #[arg(long, value_name = "FILE")]
+    pub config_file: PathBuf,
+    /// Serve the API on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// Write what happens as JSON lines: a file, a FIFO or /dev/fd/N
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// The name of this instance
+    #[arg(long, default_value = "anonymous-instance", value_name = "ID")]
+    pub id: String,
+    /// Pass stdin to the guest's serial port even if it is not a terminal
+    #[arg(long)]
+    pub serial_in: bool,
+    /// End when this parent process has ended
+    #[arg(long, hide = true, value_name = "PID")]
+    pub end_with_parent: Option<i32>,
+}
+
+/// `understudy standby`
+#[derive(Debug, Args)]
+pub struct StandbyOptions {
+    /// Where to wait: unix:PATH or tcp:HOST:PORT (port 0: the system chooses)
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Address,
+    /// The witness file on storage that both sides share; without it the standby waits for an operator
+    #[arg(long, value_name = "FILE")]
+    pub witness: Option<PathBuf>,
+    /// The name by which the witness knows this side; made up if not given
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Write what happens as JSON lines: a file, a FIFO or /dev/fd/N
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// Serve the API on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// End after the first guest: with its exit status if it ran here, with 6 if it was not run here
+    #[arg(long)]
+    pub once: bool,
+    /// End when this parent process has ended
+    #[arg(long, hide = true, value_name = "PID")]
+    pub end_with_parent: Option<i32>,
+}
+
+/// `understudy status`
+#[derive(Debug, Args)]
+pub struct StatusOptions {
+    /// The API socket of the primary or standby
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

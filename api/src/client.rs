@@ -1,0 +1,95 @@
+//! The client of the API.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::header::HOST;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use crate::server::types::Fault;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Longest answer that is read, in bytes.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody serves there.
+    #[error("nobody serves an API on {path}: {source}; start a primary or standby with --api-sock {path}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The answer is an error.
+    #[error("{path} answers {status}: {message}")]
+    Fault {
+        /// The socket.
+        path: PathBuf,
+        /// HTTP status.
+        status: u16,
+        /// What is wrong.
+        message: String,
+    },
+    /// There is no whole answer, or none that is understood.
+    #[error("{path} does not answer as an API of this program does: {reason}")]
+    Answer {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Asks the API on the socket `path` for `resource` (such as `/mirror`).
+///
+/// # Errors
+/// [`ClientError`]
+pub fn get<T: DeserializeOwned>(path: &Path, resource: &str) -> Result<T, ClientError> {
+    let answer = |reason: String| ClientError::Answer { path: path.into(), reason };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| answer(error.to_string()))?;
+    let (status, body) = runtime.block_on(async {
+        let within = tokio::time::timeout(PATIENCE, ask(path, resource)).await;
+        within.unwrap_or_else(|_| Err(answer(format!("nothing came within {} s", PATIENCE.as_secs()))))
+    })?;
+    if status == 200 {
+        return serde_json::from_slice(&body).map_err(|error| answer(error.to_string()));
+    }
+    let message = serde_json::from_slice::<Fault>(&body)
+        .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |fault| fault.fault_message);
+    Err(ClientError::Fault { path: path.into(), status, message })
+}
+
+async fn ask(path: &Path, resource: &str) -> Result<(u16, Bytes), ClientError> {
+    let answer = |reason: String| ClientError::Answer { path: path.into(), reason };
+    let stream = UnixStream::connect(path)
+        .await
+        .map_err(|source| ClientError::Connect { path: path.into(), source })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| answer(error.to_string()))?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(resource)
+        .header(HOST, "localhost")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| answer(error.to_string()))?;
+    let response = sender.send_request(request).await.map_err(|error| answer(error.to_string()))?;
+    let status = response.status().as_u16();
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    connection.abort();
+    Ok((status, body.map_err(|error| answer(error.to_string()))?.to_bytes()))
+}

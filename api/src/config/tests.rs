@@ -1,0 +1,147 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("vm.json"), text)
+}
+
+fn error(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+/// A file with `machine` as the fields of machine-config and `more` behind it.
+fn file(machine: &str, more: &str) -> String {
+    format!(r#"{{"boot-source": {{"kernel_image_path": "vmlinux"}}, "machine-config": {{{machine}}}{more}}}"#)
+}
+
+const GOOD: &str = r#""vcpu_count": 2, "mem_size_mib": 512"#;
+
+#[test]
+fn file_as_firecracker_ships_it_is_taken_when_the_empty_sections_are_empty() {
+    let config = parse(
+        r#"{
+            "boot-source": {
+                "kernel_image_path": "vmlinux.bin",
+                "boot_args": "console=ttyS0 reboot=k panic=1 pci=off",
+                "initrd_path": null
+            },
+            "cpu-config": null,
+            "drives": [],
+            "machine-config": {
+                "vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false, "huge_pages": "None"
+            },
+            "balloon": null, "network-interfaces": [], "vsock": null, "logger": null, "metrics": null,
+            "mmds-config": null, "entropy": null
+        }"#,
+    )
+    .unwrap();
+    assert_eq!(config.machine.vcpu_count, 2);
+    assert_eq!(config.boot.initrd_path, None);
+    assert_eq!(config.mirror, None);
+}
+
+#[test]
+fn unknown_field_is_named_with_its_place_and_the_fields_there_are() {
+    let text = "{\n  \"boot-source\": {\n    \"kernel_path\": \"x\"\n  }\n}";
+    let message = error(text);
+    assert!(message.starts_with("vm.json:3:17: boot-source.kernel_path: unknown field"), "{message}");
+    assert!(message.contains("kernel_image_path"), "{message}");
+}
+
+#[test]
+fn unknown_section_is_not_taken_for_a_missing_feature() {
+    let message = error(&file(GOOD, r#", "mirrors": {}"#));
+    assert!(message.contains("unknown field `mirrors`") && message.contains("`mirror`"), "{message}");
+}
+
+#[test]
+fn section_that_is_not_supported_yet_is_refused_by_name() {
+    for (section, content) in [("drives", r#"[{"drive_id": "root"}]"#), ("vsock", r#"{"guest_cid": 3}"#)] {
+        let message = error(&file(GOOD, &format!(", \"{section}\": {content}")));
+        assert!(
+            message.contains(&format!("the section \"{section}\" is not supported yet; remove it")),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn value_of_a_wrong_type_is_named_by_its_field() {
+    let message = error(&file(r#""vcpu_count": "two", "mem_size_mib": 512"#, ""));
+    assert!(message.contains("machine-config.vcpu_count: invalid type: string \"two\""), "{message}");
+}
+
+#[test]
+fn missing_field_is_named_with_its_section() {
+    let message = error(&file(r#""vcpu_count": 1"#, ""));
+    assert!(message.contains("machine-config: missing field `mem_size_mib`"), "{message}");
+    let message = error("{}");
+    assert!(message.contains(": missing field `boot-source`"), "{message}");
+}
+
+#[test]
+fn values_out_of_range_say_what_the_range_is() {
+    let cases = [
+        (
+            r#""vcpu_count": 0, "mem_size_mib": 512"#,
+            "machine-config.vcpu_count: 0 is out of range; give 1 to 32",
+        ),
+        (r#""vcpu_count": 33, "mem_size_mib": 512"#, "machine-config.vcpu_count: 33 is out of range"),
+        (
+            r#""vcpu_count": 1, "mem_size_mib": 1"#,
+            "machine-config.mem_size_mib: 1 is out of range; give 2 to",
+        ),
+        (
+            r#""vcpu_count": 1, "mem_size_mib": 2000000"#,
+            "machine-config.mem_size_mib: 2000000 is out of range",
+        ),
+        (
+            r#""vcpu_count": 1, "mem_size_mib": 3, "huge_pages": "2M""#,
+            "machine-config.mem_size_mib: 3 is odd",
+        ),
+        (
+            r#""vcpu_count": 1, "mem_size_mib": 64, "smt": true"#,
+            "machine-config.smt: true is not supported yet",
+        ),
+    ];
+    for (machine, expected) in cases {
+        let message = error(&file(machine, ""));
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn mirror_section_needs_no_more_than_a_standby() {
+    let config = parse(&file(GOOD, r#", "mirror": {"standby": "tcp:10.0.0.2:7000"}"#)).unwrap();
+    let section = config.mirror.unwrap();
+    assert_eq!(section.settings(), Settings::default());
+    assert_eq!(section.standby.to_string(), "tcp:10.0.0.2:7000");
+}
+
+#[test]
+fn mirror_settings_are_checked() {
+    let cases = [
+        (r#""standby": "nowhere""#, "mirror.standby"),
+        (r#""standby": "unix:/s", "heartbeat_ms": 0"#, "mirror.heartbeat_ms: 0 is out of range"),
+        (r#""standby": "unix:/s", "heartbeat_misses": 0"#, "mirror.heartbeat_misses: 0 is out of range"),
+        (r#""standby": "unix:/s", "interval_ms": 4"#, "mirror.min_interval_ms: 5 is more than interval_ms"),
+        (r#""standby": "unix:/s", "guid": "7""#, "mirror.guid"),
+        (r#""standby": "unix:/s", "interval": 4"#, "unknown field `interval`"),
+    ];
+    for (fields, expected) in cases {
+        let message = error(&file(GOOD, &format!(r#", "mirror": {{{fields}}}"#)));
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn file_that_is_not_there_is_named() {
+    let message = Config::load(Path::new("/nonexistent/vm.json")).unwrap_err().to_string();
+    assert!(message.contains("/nonexistent/vm.json"), "{message}");
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let mut config = parse(&file(GOOD, "")).unwrap();
+    config.mirror = Some(MirrorSection::to("unix:/run/s.sock".parse().unwrap()));
+    assert_eq!(parse(&serde_json::to_string_pretty(&config).unwrap()).unwrap(), config);
+}

@@ -1,0 +1,145 @@
+//! Tells what happens: as JSON lines to whoever asked for them, and in words on stderr.
+//!
+//! Reports come from the mirror's own threads, which must not wait for a slow reader: a thread of its own writes.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use mirror::report::{Report, Stamped};
+use thiserror::Error;
+
+/// Reports that may wait to be written; beyond that they are dropped, and the mirror goes on.
+const WAITING: usize = 4096;
+
+/// Events cannot be written.
+#[derive(Debug, Error)]
+#[error("cannot write events to {path}: {source}; name a file, a FIFO or /dev/fd/N")]
+pub struct EventsError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Where reports go.
+pub struct EventLog {
+    queue: Mutex<Option<SyncSender<Stamped>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl EventLog {
+    /// Writes JSON lines to `path` if there is one, and what people want to know to stderr, each line with `name`.
+    ///
+    /// # Errors
+    /// [`EventsError`] if the file cannot be opened.
+    pub fn open(path: Option<&Path>, name: &'static str) -> Result<Arc<Self>, EventsError> {
+        let file = path
+            .map(|path| {
+                let opened = OpenOptions::new().append(true).create(true).open(path);
+                opened.map_err(|source| EventsError { path: path.into(), source })
+            })
+            .transpose()?;
+        let (queue, waiting) = sync_channel(WAITING);
+        let writer = thread::Builder::new().name("events".into()).spawn(move || write(&waiting, file, name));
+        let writer = writer
+            .map_err(|source| EventsError { path: path.unwrap_or(Path::new("stderr")).into(), source })?;
+        Ok(Arc::new(Self { queue: Mutex::new(Some(queue)), writer: Mutex::new(Some(writer)) }))
+    }
+
+    /// Writes `report`, stamped with the time now, if there is room.
+    pub fn tell(&self, report: Report) {
+        if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Whoever reads too slowly misses some.
+            let _ = queue.try_send(Stamped::now(report));
+        }
+    }
+
+    /// Writes everything that waits; what is told later is dropped.
+    pub fn close(&self) {
+        drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A writer that panicked has said so.
+            let _ = writer.join();
+        }
+    }
+}
+
+fn write(waiting: &Receiver<Stamped>, mut file: Option<impl Write>, name: &str) {
+    while let Ok(stamped) = waiting.recv() {
+        if let Some(text) = words(&stamped.report) {
+            // A stderr that is gone is no reason to stop.
+            let _ = writeln!(io::stderr(), "{name}: {text}");
+        }
+        if let (Some(out), Ok(mut line)) = (&mut file, serde_json::to_vec(&stamped)) {
+            line.push(b'\n');
+            // One write a line: a line is never torn by another writer or by the end of this process.
+            if let Err(error) = out.write_all(&line) {
+                let _ = writeln!(io::stderr(), "{name}: events are no longer written: {error}");
+                file = None;
+            }
+        }
+    }
+}
+
+/// What people want to know of a report; `None` for what comes many times a second.
+pub fn words(report: &Report) -> Option<String> {
+    Some(match report {
+        Report::Listening { address } => format!("listening on {address}"),
+        Report::Joined { guid, term, pages } => format!("mirroring guest {guid}, {pages} pages, term {term}"),
+        Report::RoundStarted { .. } | Report::RoundProgress { .. } | Report::Committed { .. } => return None,
+        Report::RoundDone { round, pages, bytes, micros, dirtied } => format!(
+            "seeding round {round}: {pages} pages, {:.1} MiB in {:.3} s; {dirtied} dirtied meanwhile",
+            *bytes as f64 / 1_048_576.0,
+            *micros as f64 / 1e6
+        ),
+        Report::Protected { epoch } => format!("the guest is protected from epoch {epoch} on"),
+        Report::Unprotected { reason } => format!("the guest goes on WITHOUT PROTECTION: {reason}"),
+        Report::StandbyLost { reason } => format!("the standby is lost: {reason}"),
+        Report::PrimaryLost { reason, epoch } => {
+            format!("the primary is lost: {reason}; the last complete epoch is {epoch}")
+        }
+        Report::Refused { reason } => format!("the guest is not run here: {reason}"),
+        Report::AwaitingPromotion { reason } => format!("waiting to be promoted: {reason}"),
+        Report::Won { term } => format!("the witness made this side the live one, term {term}"),
+        Report::WitnessSilent { reason } => format!("the witness does not answer, asking again: {reason}"),
+        Report::Solo { term } => format!("the guest goes on alone, WITHOUT PROTECTION, term {term}"),
+        Report::Frozen { reason } => format!("frozen: {reason}"),
+        Report::Active { epoch, term, .. } => {
+            format!("the guest runs here from epoch {epoch} on, term {term}")
+        }
+        Report::Ended { reason } => format!("the guest has ended: {reason}"),
+        Report::Failed { reason } => format!("failed: {reason}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use mirror::ids::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn every_report_is_one_json_line_in_the_order_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let log = EventLog::open(Some(&path), "test").unwrap();
+        let reports = [Report::Protected { epoch: Epoch(1) }, Report::Frozen { reason: "a\nb".into() }];
+        for report in reports.clone() {
+            log.tell(report);
+        }
+        log.close();
+
+        let text = std::fs::read_to_string(&path).unwrap();
+        let told: Vec<Report> =
+            text.lines().map(|line| serde_json::from_str::<Stamped>(line).unwrap().report).collect();
+        assert_eq!(told, reports);
+    }
+
+    #[test]
+    fn file_that_cannot_be_opened_is_named() {
+        let error = EventLog::open(Some(Path::new("/nonexistent/e")), "test").err().unwrap().to_string();
+        assert!(error.contains("/nonexistent/e"), "{error}");
+    }
+}

@@ -1,0 +1,145 @@
+//! `understudy standby`: holds the mirror of a guest and takes over when its primary dies.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use mirror::console::Console;
+use mirror::link::{LinkError, Listener};
+use mirror::report::Report;
+use mirror::shell::standby::{self, Handle, Options, ServeError};
+use mirror::witness::FileWitness;
+use thiserror::Error;
+use uuid::Uuid;
+use vmm::{Exit, Host, HostError, StandbyHost};
+
+use crate::cli::StandbyOptions;
+use crate::events::{EventLog, EventsError};
+use crate::exit::ExitStatus;
+use crate::guest::exit_status;
+use crate::process;
+use crate::server::{Instance, InstanceInfo, InstanceState, MirrorStatus, Server, ServerError};
+
+/// Why a standby does not stand by.
+#[derive(Debug, Error)]
+pub enum StandbyError {
+    /// The events.
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    /// The host.
+    #[error("this host cannot run guests: {0}")]
+    Host(#[from] HostError),
+    /// The address.
+    #[error(transparent)]
+    Listen(#[from] LinkError),
+    /// The threads.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The API.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The process.
+    #[error("cannot set up the process: {0}")]
+    Process(#[from] io::Error),
+}
+
+impl StandbyError {
+    /// The exit status that tells of it.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Host(_) => ExitStatus::Unavailable,
+            _ => ExitStatus::Failure,
+        }
+    }
+}
+
+/// What the main thread waits for.
+enum Happening {
+    Told(Report),
+    GuestEnded(Exit),
+    EndRequested,
+}
+
+/// What the API tells about.
+struct StandingBy {
+    name: String,
+    handle: Handle<StandbyHost>,
+}
+
+impl Instance for StandingBy {
+    fn info(&self) -> InstanceInfo {
+        let runs = self.handle.status().role == "active";
+        InstanceInfo::new(&self.name, if runs { InstanceState::Running } else { InstanceState::NotStarted })
+    }
+
+    fn mirror(&self) -> Option<MirrorStatus> {
+        Some(MirrorStatus::Standby(Box::new(self.handle.status())))
+    }
+}
+
+/// Stands by until the guest that it took over has ended, or, with `--once`, until its first guest is gone.
+///
+/// # Errors
+/// [`StandbyError`]: it has then not begun to listen.
+pub fn standby(options: &StandbyOptions) -> Result<ExitStatus, StandbyError> {
+    if options.end_with_parent.map_or(Ok(true), process::end_with_parent).is_ok_and(|alive| !alive) {
+        return Ok(ExitStatus::Interrupted);
+    }
+    let events = EventLog::open(options.events.as_deref(), "standby")?;
+    let console = Console::new(io::stdout())?;
+    let machine = StandbyHost::on(Host::open()?, Arc::clone(&console));
+    let exit = machine.exit_handle();
+    let listener = Listener::bind(&options.listen)?;
+
+    let (happen, happenings) = channel();
+    let end = happen.clone();
+    // At the end nobody waits for it any more; so with all that happens.
+    process::on_end_request(move || drop(end.send(Happening::EndRequested)))?;
+    let ended = happen.clone();
+    thread::Builder::new()
+        .name("guest-exit".into())
+        .spawn(move || drop(ended.send(Happening::GuestEnded(exit.wait()))))?;
+    let name = options.name.clone().unwrap_or_else(|| format!("standby {}", Uuid::new_v4().as_fields().0));
+    let witness = options.witness.as_ref().map(FileWitness::new);
+    let log = Arc::clone(&events);
+    let watcher = Arc::new(move |report: Report| {
+        log.tell(report.clone());
+        let _ = happen.send(Happening::Told(report));
+    });
+    let handle =
+        standby::serve(listener, machine, console, Options { name: name.clone(), witness }, watcher)?;
+    let instance = StandingBy { name, handle: handle.clone() };
+    let server =
+        options.api_sock.as_deref().map(|path| Server::start(path, Arc::new(instance))).transpose()?;
+
+    let status = watch(&happenings, options.once, &handle, &events);
+    handle.stop();
+    events.close();
+    drop(server);
+    Ok(status)
+}
+
+fn watch(
+    happenings: &Receiver<Happening>,
+    once: bool,
+    handle: &Handle<StandbyHost>,
+    events: &EventLog,
+) -> ExitStatus {
+    while let Ok(happening) = happenings.recv() {
+        match happening {
+            Happening::GuestEnded(exit) => {
+                handle.flush_console();
+                events.tell(Report::Ended { reason: exit.to_string() });
+                return exit_status(&exit);
+            }
+            Happening::EndRequested => return ExitStatus::Interrupted,
+            Happening::Told(Report::Refused { .. }) if once => return ExitStatus::Refused,
+            // It has ended at its primary: there is nothing left to take over.
+            Happening::Told(Report::Ended { .. }) if once => return ExitStatus::Success,
+            Happening::Told(Report::Failed { .. }) if once => return ExitStatus::Failure,
+            Happening::Told(_) => {}
+        }
+    }
+    ExitStatus::Failure
+}

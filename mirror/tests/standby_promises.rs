@@ -1,0 +1,546 @@
+//! What the standby promises to whoever speaks to it.
+
+mod sim;
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use mirror::ids::{Epoch, Guid, Term};
+use mirror::memory::{Layout, PAGE_SIZE, Region};
+use mirror::report::Report;
+use mirror::standby::{Action, Event, Phase, Standby, WitnessView};
+use mirror::wire::header::Kind;
+use mirror::wire::message::{Access, Body, Commit, Message, Policy, Refusal, Space};
+use mirror::wire::pages::BufferPool;
+use mirror::witness::{Claim, Record};
+
+use sim::guest::layout;
+use sim::primary_host::{FIRST, GUID};
+use sim::seat::{SPACE, Seat, allocate, header, reported, runs, said, witness};
+
+fn space(bytes: u64, wait: bool) -> Message {
+    Message::SpaceRequest { bytes, wait }
+}
+
+fn lost(link: u64) -> Event {
+    Event::LinkLost { link, reason: "closed".into() }
+}
+
+#[test]
+fn standby_rejects_stale_term() {
+    let mut seat = Seat::shadowing(witness());
+    let actions = seat.say_as(1, Term(FIRST.0 - 1), Epoch(1), Message::Heartbeat { released: 0 });
+    assert_eq!(said(&actions), [(1, Message::Refused(Refusal::StaleTerm { newest: FIRST }))]);
+    assert_eq!(seat.standby.sense().stale_frames, 1);
+    assert_eq!(seat.standby.phase(), Phase::Shadowing);
+}
+
+#[test]
+fn active_standby_tells_an_old_primary_that_comes_back() {
+    let mut seat = Seat::shadowing(witness());
+    seat.feed(lost(1));
+    assert!(runs(&seat.feed(Event::Claimed(Claim::Granted(FIRST.next())))));
+    let actions = seat.say(2, space(1, true));
+    assert_eq!(said(&actions), [(2, Message::Refused(Refusal::StaleTerm { newest: FIRST.next() }))]);
+}
+
+#[test]
+fn standby_without_complete_epoch_refuses_to_run() {
+    let mut seat = Seat::receiving(witness());
+    seat.round(1);
+    seat.parts(Epoch(1), b"state");
+    let actions = seat.feed(lost(1));
+    let refused = |report: &Report| matches!(report, Report::Refused { reason } if reason.contains("no complete epoch"));
+    assert!(reported(&actions).iter().any(refused), "{actions:?}");
+    assert!(!runs(&actions));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Claim { .. })), "{actions:?}");
+    assert!(!runs(&seat.feed(Event::Claimed(Claim::Granted(FIRST.next())))));
+    assert!(!runs(&seat.feed(Event::Promote)));
+    assert_eq!(seat.standby.phase(), Phase::Waiting);
+}
+
+#[test]
+fn torn_epoch_is_never_visible() {
+    type Damage = fn(&mut Commit);
+    let damages: [Damage; 3] =
+        [|commit| commit.pages += 1, |commit| commit.digest ^= 1, |commit| commit.output_end += 1];
+    for damage in damages {
+        let mut seat = Seat::shadowing(witness());
+        seat.parts(Epoch(2), b"second");
+        let mut commit = seat.commit(Epoch(2));
+        damage(&mut commit);
+        let actions = seat.say_as(1, FIRST, Epoch(2), Message::Commit(commit));
+        assert!(
+            !actions.iter().any(|action| matches!(action, Action::Apply(_) | Action::Write(_))),
+            "{actions:?}"
+        );
+        assert!(
+            matches!(said(&actions)[..], [(1, Message::Refused(Refusal::TornEpoch { .. }))]),
+            "{actions:?}"
+        );
+        assert_eq!(seat.standby.epoch(), Epoch(1));
+        let actions = seat.feed(Event::Claimed(Claim::Granted(FIRST.next())));
+        let first = |action: &Action| {
+            matches!(action, Action::Activate { state, output_start: 0, output }
+            if state == b"first" && output.len() == 10)
+        };
+        assert!(actions.iter().any(first), "{actions:?}");
+    }
+}
+
+#[test]
+fn pages_of_an_epoch_are_not_written_before_its_commit() {
+    let mut seat = Seat::shadowing(witness());
+    let written = |action: &Action| matches!(action, Action::Apply(_) | Action::Write(_));
+    assert!(!seat.page(Epoch(2), 7, 7).iter().any(written));
+    assert!(!seat.feed(lost(1)).iter().any(written));
+}
+
+#[test]
+fn epoch_is_acknowledged_before_it_is_applied() {
+    let mut seat = Seat::receiving(witness());
+    seat.round(1);
+    let actions = seat.epoch(Epoch(1), b"first");
+    assert!(matches!(
+        actions[..],
+        [
+            Action::Send { message: Message::CommitAck, .. },
+            Action::Apply(_),
+            Action::Report(Report::Protected { .. })
+        ]
+    ));
+}
+
+#[test]
+fn epoch_out_of_order_is_refused() {
+    for epoch in [1, 3] {
+        let mut seat = Seat::shadowing(witness());
+        let actions = seat.page(Epoch(epoch), 7, 7);
+        assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Protocol(_)))]), "{actions:?}");
+    }
+}
+
+#[test]
+fn epoch_without_complete_seeding_is_not_committed() {
+    for begun in [false, true] {
+        let mut seat = Seat::receiving(witness());
+        if begun {
+            seat.round(1);
+            seat.page(Epoch::NONE, 9, 9);
+            seat.digest();
+        }
+        let actions = seat.epoch(Epoch(1), b"first");
+        assert!(
+            matches!(said(&actions)[..], [(1, Message::Refused(Refusal::TornEpoch { .. }))]),
+            "{actions:?}"
+        );
+        assert_eq!(seat.standby.phase(), Phase::Waiting);
+    }
+}
+
+#[test]
+fn round_that_is_not_whole_is_refused() {
+    let mut seat = Seat::receiving(witness());
+    seat.page(Epoch::NONE, 1, 1);
+    let digest = seat.digest();
+    let actions = seat.say(1, Message::RoundEnd { round: 1, pages: 2, digest });
+    assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Protocol(_)))]), "{actions:?}");
+}
+
+#[test]
+fn standby_that_asks_the_witness_acknowledges_nothing_more() {
+    let mut seat = Seat::shadowing(witness());
+    seat.now += Duration::from_secs(1);
+    let actions = seat.feed(Event::Tick);
+    assert!(
+        matches!(actions[..], [Action::Report(Report::PrimaryLost { .. }), Action::Claim { .. }]),
+        "{actions:?}"
+    );
+    let actions = seat.epoch(Epoch(2), b"second");
+    assert!(actions.is_empty(), "{actions:?}");
+    assert_eq!(seat.standby.epoch(), Epoch(1));
+}
+
+#[test]
+fn silent_witness_is_asked_again_until_it_answers() {
+    let mut seat = Seat::shadowing(witness());
+    seat.feed(lost(1));
+    for _ in 0..3 {
+        assert!(!runs(&seat.feed(Event::Claimed(Claim::Unreachable("gone".into())))));
+        assert!(matches!(seat.feed(Event::Tick)[..], [Action::Claim { expected: FIRST, .. }]));
+    }
+    assert!(runs(&seat.feed(Event::Claimed(Claim::Granted(FIRST.next())))));
+}
+
+#[test]
+fn witness_that_lost_its_record_fences_nobody() {
+    let mut seat = Seat::shadowing(witness());
+    seat.feed(lost(1));
+    let forgot = Claim::Refused { term: Term(0), owner: String::new() };
+    let actions = seat.feed(Event::Claimed(forgot));
+    assert!(matches!(reported(&actions)[..], [Report::WitnessSilent { .. }]), "{actions:?}");
+    assert_eq!(seat.standby.phase(), Phase::Claiming);
+}
+
+#[test]
+fn standby_that_loses_at_the_witness_is_fenced() {
+    let mut seat = Seat::shadowing(witness());
+    seat.feed(lost(1));
+    let won = Claim::Refused { term: FIRST.next(), owner: "primary".into() };
+    let actions = seat.feed(Event::Claimed(won));
+    assert!(actions.iter().any(|action| matches!(action, Action::Release)), "{actions:?}");
+    assert!(!runs(&actions));
+    assert_eq!(seat.standby.phase(), Phase::Waiting);
+}
+
+#[test]
+fn standby_without_witness_waits_for_an_operator() {
+    let mut seat = Seat::shadowing(WitnessView::None);
+    let actions = seat.feed(lost(1));
+    assert!(reported(&actions).iter().any(|report| matches!(report, Report::AwaitingPromotion { .. })));
+    assert!(!runs(&seat.feed(Event::Claimed(Claim::Granted(FIRST.next())))));
+    assert!(runs(&seat.feed(Event::Promote)));
+    assert_eq!(seat.standby.term(), FIRST.next());
+}
+
+#[test]
+fn promotion_is_refused_while_the_primary_lives() {
+    let mut seat = Seat::shadowing(WitnessView::None);
+    let actions = seat.feed(Event::Promote);
+    assert!(matches!(reported(&actions)[..], [Report::Failed { .. }]), "{actions:?}");
+    assert!(!runs(&actions));
+}
+
+#[test]
+fn second_primary_waits_in_queue_or_is_denied() {
+    let mut seat = Seat::shadowing(witness());
+    let denied = said(&seat.say(2, space(4096, false)));
+    assert!(matches!(denied[..], [(2, Message::SpaceResponse(Space::Denied { .. }))]), "{denied:?}");
+    for _ in 0..2 {
+        let queued = said(&seat.say(3, space(4096, true)));
+        assert_eq!(queued, [(3, Message::SpaceResponse(Space::Queued { before: 0 }))]);
+    }
+    let ended = said(&seat.say_as(1, FIRST, Epoch(1), Message::ReleaseMemory { reason: "done".into() }));
+    assert_eq!(ended, [(1, Message::MemoryReleased), (3, Message::SpaceResponse(Space::Granted))]);
+    // It waited once, so it is served once.
+    assert!(said(&seat.feed(lost(3))).is_empty());
+    assert_eq!(seat.standby.phase(), Phase::Waiting);
+}
+
+#[test]
+fn link_that_is_gone_is_not_served() {
+    let mut seat = Seat::shadowing(witness());
+    seat.say(2, space(4096, true));
+    seat.say(3, space(4096, true));
+    seat.feed(lost(2));
+    let ended = said(&seat.say_as(1, FIRST, Epoch(1), Message::ReleaseMemory { reason: "done".into() }));
+    assert_eq!(ended[1..], [(3, Message::SpaceResponse(Space::Granted))]);
+}
+
+#[test]
+fn queue_is_bounded() {
+    let mut seat = Seat::shadowing(witness());
+    let answers: Vec<_> = (2..200).flat_map(|link| said(&seat.say(link, space(4096, true)))).collect();
+    let queued =
+        |(_, answer): &&(u64, Message)| matches!(answer, Message::SpaceResponse(Space::Queued { .. }));
+    assert_eq!(answers.iter().filter(queued).count(), 64);
+    assert!(matches!(answers.last(), Some((_, Message::SpaceResponse(Space::Denied { .. })))));
+}
+
+#[test]
+fn space_request_is_denied_when_too_large() {
+    let mut seat = Seat::empty();
+    for wait in [false, true] {
+        let answer = said(&seat.say(1, space(SPACE + 1, wait)));
+        assert!(
+            matches!(&answer[..], [(1, Message::SpaceResponse(Space::Denied { available: SPACE, .. }))]),
+            "{answer:?}"
+        );
+    }
+    assert_eq!(seat.standby.phase(), Phase::Waiting);
+}
+
+#[test]
+fn allocation_larger_than_the_space_is_refused() {
+    let mut seat = Seat::empty();
+    seat.say(1, space(4096, false));
+    let regions = vec![Region { start: 0, pages: SPACE / PAGE_SIZE as u64 + 64 }];
+    let message = Message::Allocate {
+        layout: Layout::new(regions).unwrap(),
+        policy: Policy { block_size: PAGE_SIZE as u32 },
+        machine: Vec::new(),
+        heartbeat_ms: 50,
+        misses: 4,
+    };
+    let actions = seat.say(1, message);
+    assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Protocol(_)))]), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Allocate { .. })));
+}
+
+#[test]
+fn term_without_a_successor_is_refused() {
+    for term in [Term(0), Term(u64::MAX)] {
+        let mut seat = Seat::empty();
+        seat.say(1, space(4096, false));
+        let actions = seat.say_as(1, term, Epoch::NONE, allocate());
+        assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Protocol(_)))]), "{actions:?}");
+    }
+}
+
+#[test]
+fn reservation_times_out() {
+    let mut seat = Seat::empty();
+    seat.say(1, space(4096, false));
+    seat.say(2, space(4096, true));
+    seat.now += Duration::from_secs(4);
+    assert!(seat.feed(Event::Tick).is_empty());
+    seat.now += Duration::from_secs(2);
+    let actions = seat.feed(Event::Tick);
+    assert!(actions.iter().any(|action| matches!(action, Action::Close(1))), "{actions:?}");
+    assert_eq!(said(&actions), [(2, Message::SpaceResponse(Space::Granted))]);
+}
+
+#[test]
+fn lock_header_sense_are_answered_to_anyone() {
+    let mut seat = Seat::shadowing(witness());
+    let lock = said(&seat.say(9, Message::LockRequest));
+    let expected = Message::LockResponse { term: FIRST, owner: "primary".into(), access: Access::Read };
+    assert_eq!(lock, [(9, expected)]);
+    let answer = said(&seat.say(9, Message::HeaderRequest));
+    let [(9, Message::HeaderResponse(answer))] = &answer[..] else { panic!("{answer:?}") };
+    assert_eq!((&answer.layout, answer.guid, answer.epoch), (&layout(), GUID, Epoch(1)));
+    let sense = said(&seat.say(9, Message::SenseRequest));
+    let [(9, Message::SenseResponse(sense))] = &sense[..] else { panic!("{sense:?}") };
+    assert_eq!((sense.rounds, sense.epochs, sense.pages), (1, 1, 2));
+    assert_eq!(seat.standby.phase(), Phase::Shadowing);
+}
+
+#[test]
+fn active_side_says_that_it_holds_the_lock() {
+    let mut seat = Seat::shadowing(witness());
+    seat.feed(lost(1));
+    seat.feed(Event::Claimed(Claim::Granted(FIRST.next())));
+    let lock = said(&seat.say_as(9, FIRST.next(), Epoch::NONE, Message::LockRequest));
+    let expected =
+        Message::LockResponse { term: FIRST.next(), owner: "standby".into(), access: Access::Write };
+    assert_eq!(lock, [(9, expected)]);
+}
+
+#[test]
+fn question_about_an_unknown_guest_is_refused() {
+    let mut seat = Seat::empty();
+    for message in [Message::LockRequest, Message::HeaderRequest] {
+        let actions = seat.say(9, message);
+        assert_eq!(said(&actions), [(9, Message::Refused(Refusal::UnknownAllocation(GUID)))]);
+    }
+}
+
+#[test]
+fn stranger_cannot_touch_a_mirrored_guest() {
+    let strange = [
+        Message::ReleaseMemory { reason: "no reason".into() },
+        Message::WriteState(b"state".to_vec()),
+        Message::Commit(Commit { pages: 0, digest: 0, output_end: 10, released: 10 }),
+        Message::RoundEnd { round: 2, pages: 0, digest: 0 },
+        Message::AllocateRead,
+        allocate(),
+    ];
+    for message in strange {
+        let mut seat = Seat::shadowing(witness());
+        let actions = seat.say_as(9, FIRST, Epoch(2), message);
+        assert!(
+            matches!(said(&actions)[..], [(9, Message::Refused(Refusal::WrongPhase { .. }))]),
+            "{actions:?}"
+        );
+        assert_eq!((seat.standby.phase(), seat.standby.epoch()), (Phase::Shadowing, Epoch(1)));
+    }
+}
+
+#[test]
+fn witness_of_other_storage_is_refused() {
+    let other = |guid, term| WitnessView::Record(Some(Record { guid, term, owner: "primary".into() }));
+    let views = [
+        WitnessView::Record(None),
+        WitnessView::Failed("no such storage".into()),
+        other(GUID, FIRST.next()),
+        other(Guid::from_u128(1), FIRST),
+    ];
+    for witness in views {
+        let mut seat = Seat::empty();
+        seat.say(1, space(4096, false));
+        seat.say(1, allocate());
+        let actions = seat.feed(Event::Allocated { machine: Ok(()), witness });
+        assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Witness(_)))]), "{actions:?}");
+        assert!(actions.iter().any(|action| matches!(action, Action::Release)));
+        assert_eq!(seat.standby.phase(), Phase::Waiting);
+    }
+}
+
+#[test]
+fn machine_that_cannot_be_built_is_refused() {
+    let mut seat = Seat::empty();
+    seat.say(1, space(4096, false));
+    seat.say(1, allocate());
+    let actions = seat.feed(Event::Allocated { machine: Err("no such device".into()), witness: witness() });
+    assert_eq!(said(&actions), [(1, Message::Refused(Refusal::Machine("no such device".into())))]);
+}
+
+#[test]
+fn output_at_the_end_of_all_positions_is_refused() {
+    let mut seat = Seat::shadowing(witness());
+    let message = Message::WriteOutput { start: u64::MAX, bytes: b"xx".to_vec() };
+    let actions = seat.say_as(1, FIRST, Epoch(2), message);
+    assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Protocol(_)))]), "{actions:?}");
+}
+
+#[test]
+fn output_goes_on_where_the_primary_is_known_to_have_been() {
+    let mut seat = Seat::shadowing(witness());
+    seat.epoch(Epoch(2), b"second");
+    seat.say_as(1, FIRST, Epoch(2), Message::Heartbeat { released: 14 });
+    seat.feed(lost(1));
+    let actions = seat.feed(Event::Claimed(Claim::Granted(FIRST.next())));
+    let from_14 = |action: &Action| matches!(action, Action::Activate { output_start: 14, output, .. } if output.len() == 6);
+    assert!(actions.iter().any(from_14), "{actions:?}");
+}
+
+fn any_message() -> impl Strategy<Value = Message> {
+    let number = || prop_oneof![0_u64..4, Just(10_u64), any::<u64>(), Just(u64::MAX)];
+    let bytes = || vec(any::<u8>(), 0..40);
+    prop_oneof![
+        (number(), any::<bool>()).prop_map(|(bytes, wait)| space(bytes, wait)),
+        Just(allocate()),
+        (bytes(), any::<u32>(), any::<u32>()).prop_map(|(machine, heartbeat_ms, misses)| Message::Allocate {
+            layout: layout(),
+            policy: Policy { block_size: 4096 },
+            machine,
+            heartbeat_ms,
+            misses,
+        }),
+        Just(Message::LockRequest),
+        Just(Message::HeaderRequest),
+        Just(Message::SenseRequest),
+        Just(Message::AllocateRead),
+        Just(Message::AllocateWrite),
+        Just(Message::CommitAck),
+        (number(), number(), any::<u64>()).prop_map(|(round, pages, digest)| Message::RoundEnd {
+            round: round as u32,
+            pages,
+            digest,
+        }),
+        bytes().prop_map(Message::WriteState),
+        (number(), bytes()).prop_map(|(start, bytes)| Message::WriteOutput { start, bytes }),
+        (number(), any::<u64>(), number(), number()).prop_map(|(pages, digest, output_end, released)| {
+            Message::Commit(Commit { pages, digest, output_end, released })
+        }),
+        Just(Message::ReleaseMemory { reason: String::new() }),
+        number().prop_map(|released| Message::Heartbeat { released }),
+    ]
+}
+
+/// A frame that somebody invents, or an event of the standby's own.
+#[derive(Clone, Debug)]
+enum Hostile {
+    Message(u64, bool, Term, Epoch, Message),
+    Pages(u64, Epoch, Vec<u8>),
+    Time(u64),
+    Lost(u64),
+    Allocated(bool),
+    Claimed(u8),
+    Promote,
+}
+
+fn hostile() -> impl Strategy<Value = Hostile> {
+    let link = || 1_u64..4;
+    let term = prop_oneof![4 => Just(FIRST), 1 => any::<u64>().prop_map(Term)];
+    let epoch = || prop_oneof![3 => (0_u64..4).prop_map(Epoch), 1 => any::<u64>().prop_map(Epoch)];
+    let table =
+        (1_u32..3, 0_u32..80, 0_u8..3, prop_oneof![Just(0_u16), Just(4096), any::<u16>()], 0_usize..5000)
+            .prop_map(|(count, page, encoding, length, body)| {
+                let mut payload = count.to_le_bytes().to_vec();
+                payload.extend(page.to_le_bytes());
+                payload.extend([encoding, 0]);
+                payload.extend(length.to_le_bytes());
+                payload.resize(payload.len() + body, 7);
+                payload
+            });
+    prop_oneof![
+        8 => (link(), prop::bool::weighted(0.9), term, epoch(), any_message())
+            .prop_map(|(link, ours, term, epoch, message)| Hostile::Message(link, ours, term, epoch, message)),
+        2 => (link(), epoch(), prop_oneof![table, vec(any::<u8>(), 0..64)])
+            .prop_map(|(link, epoch, payload)| Hostile::Pages(link, epoch, payload)),
+        1 => (0_u64..7000).prop_map(Hostile::Time),
+        1 => link().prop_map(Hostile::Lost),
+        1 => any::<bool>().prop_map(Hostile::Allocated),
+        1 => (0_u8..3).prop_map(Hostile::Claimed),
+        1 => Just(Hostile::Promote),
+    ]
+}
+
+fn strike(standby: &mut Standby, now: &mut Duration, blow: Hostile, with_witness: bool) -> Vec<Action> {
+    let event = match blow {
+        Hostile::Message(link, ours, term, epoch, message) => {
+            let guid = if ours { GUID } else { Guid::from_u128(9) };
+            let header = header(Kind::Message, guid, term, epoch, 1);
+            Event::Received { link, header, body: Body::Message(message) }
+        }
+        Hostile::Pages(link, epoch, payload) => {
+            let mut buffer = BufferPool::default().take(payload.len());
+            buffer.copy_from_slice(&payload);
+            let header = header(Kind::Pages, GUID, FIRST, epoch, 1);
+            Event::Received { link, header, body: Body::Pages(buffer) }
+        }
+        Hostile::Time(ms) => {
+            *now += Duration::from_millis(ms);
+            Event::Tick
+        }
+        Hostile::Lost(link) => lost(link),
+        Hostile::Allocated(good) => {
+            let machine = if good { Ok(()) } else { Err("no".into()) };
+            Event::Allocated { machine, witness: if with_witness { witness() } else { WitnessView::None } }
+        }
+        Hostile::Claimed(0) => Event::Claimed(Claim::Granted(FIRST.next())),
+        Hostile::Claimed(1) => Event::Claimed(Claim::Refused { term: FIRST.next(), owner: "x".into() }),
+        Hostile::Claimed(_) => Event::Claimed(Claim::Unreachable("gone".into())),
+        Hostile::Promote => Event::Promote,
+    };
+    let mut actions = Vec::new();
+    standby.handle(*now, event, &mut actions);
+    actions
+}
+
+proptest! {
+    #[test]
+    fn hostile_frames_never_panic_standby(
+        stage in 0_u8..4,
+        with_witness: bool,
+        blows in vec(hostile(), 1..40),
+    ) {
+        let view = || if with_witness { witness() } else { WitnessView::None };
+        let Seat { mut standby, mut now, .. } = match stage {
+            0 => Seat::empty(),
+            1 => Seat::receiving(view()),
+            2 => Seat::shadowing(view()),
+            _ => {
+                let mut seat = Seat::shadowing(view());
+                seat.feed(lost(1));
+                seat
+            }
+        };
+        let mut running = false;
+        for blow in blows {
+            let before = (standby.phase(), standby.epoch());
+            let granted = matches!(blow, Hostile::Claimed(0) | Hostile::Promote);
+            let actions = strike(&mut standby, &mut now, blow, with_witness);
+            if runs(&actions) {
+                prop_assert!(granted && !running && before.1 != Epoch::NONE, "{before:?}: {actions:?}");
+                prop_assert!(matches!(before.0, Phase::Claiming | Phase::Orphaned), "{before:?}");
+                running = true;
+            }
+            let released = actions.iter().any(|action| matches!(action, Action::Release));
+            prop_assert!(!running || !released, "a running guest's memory was released");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Seeding throughput, as a share of a raw loopback copy in the same run.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::Instant;
+
+use mirror::primary::Settings;
+use mirror::report::Report;
+use serde::Serialize;
+use tests::pair::Pair;
+use vmm::MachineConfig;
+
+use crate::figures::median;
+
+/// Guest memory in MiB; most of it filled with random content.
+const MEM_MIB: u32 = 512;
+const RUNS: usize = 5;
+
+/// Throughputs in MB/s (10^6 bytes of guest memory a second), medians.
+#[derive(Debug, Serialize)]
+pub struct Seed {
+    runs: usize,
+    mem_mib: u32,
+    seed_mb_s: f64,
+    raw_loopback_mb_s: f64,
+    share_of_raw: f64,
+}
+
+pub fn measure() -> Seed {
+    let (mut seeds, mut raws) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        let (pages, micros) = seed_once();
+        seeds.push((pages * 4096) as f64 / micros as f64);
+        raws.push(raw_copy(pages as usize * 4096));
+    }
+    let (seed_mb_s, raw_loopback_mb_s) = (median(&mut seeds), median(&mut raws));
+    Seed {
+        runs: RUNS,
+        mem_mib: MEM_MIB,
+        seed_mb_s,
+        raw_loopback_mb_s,
+        share_of_raw: seed_mb_s / raw_loopback_mb_s,
+    }
+}
+
+/// Pages of the first round, and how long it took in microseconds up to the standby's answer.
+fn seed_once() -> (u64, u64) {
+    let config =
+        MachineConfig { vcpu_count: 1, mem_size_mib: MEM_MIB, huge_pages: false, track_dirty_pages: false };
+    // The fill is done before the mirror begins; then the guest stands nearly idle.
+    let cmdline = "workload=dirty dirty.rate=1 dirty.content=random";
+    let pair = Pair::start_when(&config, cmdline, "tcp:127.0.0.1:0", Settings::default(), |screen| {
+        screen.contains("ready cpu=0")
+    });
+    let figures = first_round(&pair.seeding);
+    pair.end();
+    figures
+}
+
+fn first_round(seeding: &[Report]) -> (u64, u64) {
+    seeding
+        .iter()
+        .find_map(|report| match report {
+            Report::RoundDone { round: 1, pages, micros, .. } => Some((*pages, *micros)),
+            _ => None,
+        })
+        .expect("a pair in lockstep has had a first round")
+}
+
+/// MB/s of a copy of `bytes` over a TCP loopback connection, a megabyte at a time: what the link itself can do.
+fn raw_copy(bytes: usize) -> f64 {
+    const CHUNK: usize = 1 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let chunks = bytes.div_ceil(CHUNK);
+    let sender = thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).expect("a connection");
+        let chunk = vec![0x5a_u8; CHUNK];
+        for _ in 0..chunks {
+            stream.write_all(&chunk).expect("the reader reads");
+        }
+        stream.read_exact(&mut [0]).expect("the reader answers");
+    });
+    let (mut stream, _) = listener.accept().expect("a connection");
+    let mut chunk = vec![0_u8; CHUNK];
+    let began = Instant::now();
+    for _ in 0..chunks {
+        stream.read_exact(&mut chunk).expect("the sender sends");
+    }
+    stream.write_all(&[1]).expect("the sender waits");
+    let micros = began.elapsed().as_micros();
+    sender.join().expect("the sender ends");
+    (chunks * CHUNK) as f64 / micros as f64
+}

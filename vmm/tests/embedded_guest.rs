@@ -1,0 +1,215 @@
+//! The embedded guest, which checks its own memory, on several vCPUs with timers and interrupts; and its twin.
+
+mod common;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Output, PATIENCE, console};
+use mirror::console::Console;
+use mirror::dirty::DirtySet;
+use mirror::guest::{Guest, StandbyMachine};
+use mirror::memory::{PAGE_SIZE, PageMemory};
+use resources::GUEST_ELF;
+use resources::protocol::{ExpectedCounter, Line};
+use vmm::{Boot, Exit, KernelImage, Machine, MachineConfig, MachineState, StandbyHost};
+
+fn config(vcpu_count: u8) -> MachineConfig {
+    MachineConfig { vcpu_count, mem_size_mib: 64, huge_pages: false, track_dirty_pages: false }
+}
+
+fn embedded(vcpu_count: u8, parameters: &str) -> (Machine, Output) {
+    let (machine, output, _) = embedded_with_console(vcpu_count, parameters);
+    (machine, output)
+}
+
+fn embedded_with_console(vcpu_count: u8, parameters: &str) -> (Machine, Output, Arc<Console>) {
+    let (console, output) = console();
+    let mut machine = Machine::create(&config(vcpu_count), Arc::clone(&console)).unwrap();
+    let kernel = KernelImage::Bytes(Cow::Borrowed(GUEST_ELF));
+    let cmdline = format!("cpus={vcpu_count} {parameters}");
+    machine.load(&Boot { kernel, initrd: None, cmdline }).unwrap();
+    machine.start();
+    (machine, output, console)
+}
+
+/// What a guest has said, checked line by line.
+struct Watch {
+    output: Output,
+    /// Bytes looked at.
+    seen: usize,
+    counters: Vec<ExpectedCounter>,
+    /// Lines counted, and walks without a fault, of each vCPU.
+    counts: Vec<u64>,
+    walks: Vec<u64>,
+}
+
+impl Watch {
+    fn new(output: Output, cpus: u8) -> Self {
+        let counters = (0..u32::from(cpus)).map(|cpu| ExpectedCounter::new(cpu, 0)).collect();
+        let none = vec![0; usize::from(cpus)];
+        Self { output, seen: 0, counters, counts: none.clone(), walks: none }
+    }
+
+    /// Goes on with the output of a twin that was captured now.
+    fn go_on(&mut self, output: Output) {
+        let rest = self.output.now()[self.seen..].to_vec();
+        self.output = output;
+        self.output.bytes = rest;
+        self.seen = 0;
+    }
+
+    /// Takes in the lines that are complete.
+    fn look(&mut self) {
+        let bytes = &self.output.now()[self.seen..];
+        let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else { return };
+        let text = String::from_utf8(bytes[..=end].to_vec()).unwrap();
+        self.seen += end + 1;
+        for line in text.lines() {
+            match Line::parse(line).unwrap_or_else(|| panic!("{line:?} is no line of the guest")) {
+                Line::Count { cpu, n, sum } => {
+                    let cpu = cpu as usize;
+                    self.counts[cpu] += 1;
+                    assert_eq!((n, sum), self.counters[cpu].advance(), "{line}");
+                    assert_eq!(n, self.counts[cpu], "{line}");
+                }
+                Line::Verify { cpu, wrong, .. } => {
+                    assert_eq!(wrong, 0, "{line}");
+                    self.walks[cpu as usize] += 1;
+                }
+                Line::Ready { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Waits until every vCPU has counted and walked so often.
+    fn until(&mut self, counts: u64, walks: u64) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            self.look();
+            if self.counts.iter().all(|&n| n >= counts) && self.walks.iter().all(|&n| n >= walks) {
+                return;
+            }
+            assert!(Instant::now() < end, "counts {:?}, walks {:?}", self.counts, self.walks);
+            self.output.wait_more(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Keeps the memory of a twin up to date with that of a machine.
+struct Copier {
+    from: PageMemory,
+    to: PageMemory,
+    dirty: DirtySet,
+    page: Vec<u8>,
+}
+
+impl Copier {
+    fn copy(&mut self) -> u64 {
+        for page in self.dirty.iter() {
+            self.from.read(page, &mut self.page).unwrap();
+            self.to.write(page, &self.page).unwrap();
+        }
+        let count = self.dirty.count();
+        self.dirty.clear();
+        count
+    }
+}
+
+/// A twin of the running `machine`, and what copies its memory there.
+fn attach(machine: &mut Machine) -> (StandbyHost, Copier, Output) {
+    let (console, output) = console();
+    let mut twin = StandbyHost::new(console);
+    let ram = twin.allocate(&machine.describe(), machine.layout()).unwrap();
+    let from = PageMemory::new(Arc::clone(machine.ram())).unwrap();
+    let to = PageMemory::new(ram).unwrap();
+    let dirty = DirtySet::new(from.layout().pages());
+    (twin, Copier { from, to, dirty, page: vec![0; PAGE_SIZE] }, output)
+}
+
+#[test]
+fn all_vcpus_work_and_find_their_memory_intact() {
+    for cpus in [1, 2, 4] {
+        let (_machine, output) = embedded(cpus, "workload=count,dirty,verify dirty.rate=5000 dirty.set=16");
+        Watch::new(output, cpus).until(5, 2);
+    }
+}
+
+#[test]
+fn guest_ends_with_its_code_after_so_many_lines() {
+    let (machine, _output) = embedded(1, "count.rate=1000 count.limit=20");
+    assert_eq!(machine.exit_handle().wait_timeout(PATIENCE), Some(Exit::Code(0)));
+}
+
+#[test]
+fn twin_goes_on_without_gap_and_finds_every_page_intact() {
+    for (cpus, tracking_rounds) in [(1, 6), (2, 6), (4, 3)] {
+        let parameters = "workload=count,dirty,verify dirty.rate=20000 dirty.set=16 dirty.pattern=hotcold";
+        let (mut machine, output, console) = embedded_with_console(cpus, parameters);
+        let mut watch = Watch::new(output, cpus);
+        watch.until(2, 1);
+
+        let (mut twin, mut copier, twin_output) = attach(&mut machine);
+        machine.start_tracking().unwrap();
+        machine.populated(&mut copier.dirty).unwrap();
+        for _ in 0..tracking_rounds {
+            machine.harvest(&mut copier.dirty).unwrap();
+            copier.copy();
+            watch.until(watch.counts[0] + 2, 0);
+        }
+        // Epochs: what is dirty in a pause is copied in it.
+        for _ in 0..20 {
+            machine.pause().unwrap();
+            machine.harvest(&mut copier.dirty).unwrap();
+            copier.copy();
+            machine.capture().unwrap();
+            machine.resume().unwrap();
+        }
+        watch.until(watch.counts[0] + 2, 0);
+        machine.pause().unwrap();
+        machine.harvest(&mut copier.dirty).unwrap();
+        copier.copy();
+        machine.capture().unwrap();
+        let mut state = Vec::new();
+        machine.encode_captured(&mut state).unwrap();
+
+        let mut page = (vec![0; PAGE_SIZE], vec![0; PAGE_SIZE]);
+        for number in 0..copier.from.layout().pages() {
+            copier.from.read(number, &mut page.0).unwrap();
+            copier.to.read(number, &mut page.1).unwrap();
+            assert!(page.0 == page.1, "page {number} differs");
+        }
+        twin.restore(&state).unwrap();
+        let restored = twin.machine().unwrap().save().unwrap();
+        let original = MachineState::decode(&state).unwrap();
+        assert_eq!(original.differences(&restored), Vec::<String>::new());
+
+        // The console writes from a thread of its own: everything that was produced must be out.
+        console.flush();
+        watch.go_on(twin_output);
+        let walked = watch.walks.iter().copied().max().unwrap();
+        twin.machine().unwrap().start();
+        watch.until(watch.counts[0] + 5, walked + 2);
+    }
+}
+
+#[test]
+fn hammered_guest_loses_neither_interrupts_nor_pages() {
+    let (mut machine, output) = embedded(3, "workload=count,dirty,verify dirty.rate=20000 dirty.set=16");
+    let mut watch = Watch::new(output, 3);
+    watch.until(1, 0);
+    machine.start_tracking().unwrap();
+    let mut dirty = DirtySet::new(machine.layout().pages());
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        machine.pause().unwrap();
+        machine.harvest(&mut dirty).unwrap();
+        machine.capture().unwrap();
+        machine.resume().unwrap();
+        watch.look();
+    }
+    let (counts, walks) = (watch.counts[0], watch.walks[0]);
+    watch.until(counts + 3, walks + 1);
+}
