@@ -1,13 +1,14 @@
 //! `understudy run`: a guest and, if the configuration says so, its mirror.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use mirror::console::Console;
 use mirror::report::Report;
-use mirror::shell::primary::{self, AttachError, Handle, Outcome, StatusHandle};
+use mirror::shell::primary::{self, AttachError, AttachFailure, Notifier, Outcome, StatusHandle};
 use mirror::witness::FileWitness;
 use thiserror::Error;
 use uuid::Uuid;
@@ -71,7 +72,7 @@ enum Happening {
 struct RunningGuest {
     id: String,
     exit: ExitHandle,
-    mirror: Option<StatusHandle>,
+    mirror: Arc<OnceLock<StatusHandle>>,
 }
 
 impl Instance for RunningGuest {
@@ -88,7 +89,7 @@ impl Instance for RunningGuest {
     }
 
     fn mirror(&self) -> Option<MirrorStatus> {
-        self.mirror.as_ref()?.status().map(|status| MirrorStatus::Primary(Box::new(status)))
+        self.mirror.get()?.status().map(|status| MirrorStatus::Primary(Box::new(status)))
     }
 }
 
@@ -112,30 +113,18 @@ pub fn run(options: &RunOptions) -> Result<ExitStatus, RunError> {
     process::on_end_request(move || drop(end.send(Happening::EndRequested)))?;
     let keyboard = connect_keyboard(&machine, options.serial_in)?;
     let exit = machine.exit_handle();
-    let mut running = None;
-    let (mut notifier, mut mirror) = (None, None);
-    if let Some(section) = &config.mirror {
-        let handle = attach(machine, &console, section, &options.id, &events)?;
-        (notifier, mirror) = (Some(handle.notifier()), Some(handle.status_handle()));
-        wait_for_mirror(handle, happen.clone())?;
-    } else {
-        machine.start();
-        running = Some(machine);
-    }
-    let ended = exit.clone();
-    thread::Builder::new().name("guest-exit".into()).spawn(move || {
-        let exit = ended.wait();
-        if let Some(notifier) = notifier {
-            notifier.guest_ended(exit.to_string());
-        }
-        let _ = happen.send(Happening::GuestEnded(exit));
-    })?;
-    let instance = RunningGuest { id: options.id.clone(), exit, mirror };
+    let (ended, ends) = (exit.clone(), happen.clone());
+    thread::Builder::new()
+        .name("guest-exit".into())
+        .spawn(move || drop(ends.send(Happening::GuestEnded(ended.wait()))))?;
+    let mirror = Arc::new(OnceLock::new());
+    let instance = RunningGuest { id: options.id.clone(), exit, mirror: Arc::clone(&mirror) };
     let server =
         options.api_sock.as_deref().map(|path| Server::start(path, Arc::new(instance))).transpose()?;
 
-    let status = watch(&happenings, running, &console, &events);
-    events.close();
+    let mut run = Run { console, events, happen, mirror, running: None, notifier: None, ended: None };
+    let status = run.carry_out(machine, config.mirror.as_ref(), &options.id, &happenings)?;
+    run.events.close();
     drop((server, keyboard));
     Ok(status)
 }
@@ -152,61 +141,128 @@ fn connect_keyboard(machine: &Machine, even_if_no_terminal: bool) -> io::Result<
     Ok(Some(keyboard))
 }
 
-fn attach(
-    machine: Machine,
-    console: &Arc<Console>,
-    section: &MirrorSection,
-    id: &str,
-    events: &Arc<EventLog>,
-) -> Result<Handle<StartsMirrored>, AttachError> {
-    let options = primary::Options {
-        settings: section.settings(),
-        guid: section.guid.unwrap_or_else(Uuid::new_v4),
-        name: format!("primary {id} {}", Uuid::new_v4().as_fields().0),
-        witness: section.witness.as_ref().map(FileWitness::new),
-        standby: section.standby.clone(),
-        staging_pages: section.staging_pages(),
-    };
-    let log = Arc::clone(events);
-    let watcher = Arc::new(move |report| log.tell(report));
-    primary::attach(StartsMirrored(machine), Arc::clone(console), options, watcher)
-        .map_err(|failure| failure.error)
+/// A guest's run, from its first instruction to its end.
+struct Run {
+    console: Arc<Console>,
+    events: Arc<EventLog>,
+    happen: Sender<Happening>,
+    /// For the API.
+    mirror: Arc<OnceLock<StatusHandle>>,
+    /// The guest, unless the mirror has it.
+    running: Option<Machine>,
+    /// The mirror, while it has the guest.
+    notifier: Option<Notifier>,
+    ended: Option<Exit>,
 }
 
-fn wait_for_mirror(handle: Handle<StartsMirrored>, happen: Sender<Happening>) -> io::Result<()> {
-    thread::Builder::new().name("mirror-end".into()).spawn(move || {
-        let (outcome, guest) = handle.wait();
-        let _ = happen.send(Happening::MirrorEnded(outcome, Box::new(guest)));
-    })?;
-    Ok(())
-}
+impl Run {
+    fn carry_out(
+        &mut self,
+        mut machine: Machine,
+        section: Option<&MirrorSection>,
+        id: &str,
+        happenings: &Receiver<Happening>,
+    ) -> Result<ExitStatus, RunError> {
+        match section {
+            // Not admitted, it does not run.
+            Some(section) if section.delay_ms == 0 => {
+                self.mirror(machine, section, id).map_err(|failure| failure.error)?;
+            }
+            _ => {
+                machine.start();
+                self.running = Some(machine);
+            }
+        }
+        let mut attach_at = section
+            .filter(|section| section.delay_ms > 0)
+            .map(|section| (section, Instant::now() + Duration::from_millis(section.delay_ms.into())));
+        loop {
+            let happening = match attach_at {
+                None => happenings.recv().ok(),
+                Some((section, at)) => {
+                    match happenings.recv_timeout(at.saturating_duration_since(Instant::now())) {
+                        Ok(happening) => Some(happening),
+                        Err(_) => {
+                            attach_at = None;
+                            self.attach_running(section, id);
+                            continue;
+                        }
+                    }
+                }
+            };
+            if let Some(status) =
+                happening.map_or(Some(ExitStatus::Failure), |happening| self.take(happening))
+            {
+                return Ok(status);
+            }
+        }
+    }
 
-/// Waits until there is nothing more to run. `running` is the guest, unless the mirror has it.
-fn watch(
-    happenings: &Receiver<Happening>,
-    mut running: Option<Machine>,
-    console: &Console,
-    events: &EventLog,
-) -> ExitStatus {
-    let mut ended = None;
-    while let Ok(happening) = happenings.recv() {
+    /// A running guest goes on whatever comes of the attempt to mirror it.
+    fn attach_running(&mut self, section: &MirrorSection, id: &str) {
+        let Some(machine) = self.running.take() else { return };
+        if let Err(failure) = self.mirror(machine, section, id) {
+            self.events.tell(Report::Unprotected { reason: failure.error.to_string() });
+            self.running = Some(failure.guest.0);
+        }
+    }
+
+    fn mirror(
+        &mut self,
+        machine: Machine,
+        section: &MirrorSection,
+        id: &str,
+    ) -> Result<(), AttachFailure<StartsMirrored>> {
+        let options = primary::Options {
+            settings: section.settings(),
+            guid: section.guid.unwrap_or_else(Uuid::new_v4),
+            name: format!("primary {id} {}", Uuid::new_v4().as_fields().0),
+            witness: section.witness.as_ref().map(FileWitness::new),
+            standby: section.standby.clone(),
+            staging_pages: section.staging_pages(),
+        };
+        let log = Arc::clone(&self.events);
+        let watcher = Arc::new(move |report| log.tell(report));
+        let handle =
+            primary::attach(StartsMirrored(machine), Arc::clone(&self.console), options, watcher)?;
+        self.notifier = Some(handle.notifier());
+        // It is attached once.
+        let _ = self.mirror.set(handle.status_handle());
+        let happen = self.happen.clone();
+        let waiting = thread::Builder::new().name("mirror-end".into()).spawn(move || {
+            let (outcome, guest) = handle.wait();
+            let _ = happen.send(Happening::MirrorEnded(outcome, Box::new(guest)));
+        });
+        if let Err(error) = waiting {
+            // The mirror goes on; only its end will not be noticed here.
+            self.events.tell(Report::Failed { reason: format!("cannot start a thread: {error}") });
+        }
+        Ok(())
+    }
+
+    /// Takes notice of what happened; says how the process ends, if it does.
+    fn take(&mut self, happening: Happening) -> Option<ExitStatus> {
         match happening {
-            Happening::GuestEnded(exit) => ended = Some(exit),
-            Happening::MirrorEnded(Outcome::Frozen, _) => return ExitStatus::Frozen,
+            Happening::GuestEnded(exit) => {
+                if let Some(notifier) = &self.notifier {
+                    notifier.guest_ended(exit.to_string());
+                }
+                self.ended = Some(exit);
+            }
+            Happening::MirrorEnded(Outcome::Frozen, _) => return Some(ExitStatus::Frozen),
             Happening::MirrorEnded(_, guest) => {
                 let mut machine = guest.0;
                 // It has not run yet if the standby turned it down.
                 machine.start();
-                running = Some(machine);
+                self.notifier = None;
+                self.running = Some(machine);
             }
-            Happening::EndRequested => return ExitStatus::Interrupted,
+            Happening::EndRequested => return Some(ExitStatus::Interrupted),
         }
         // An end that is not committed yet is the mirror's to finish.
-        if let (Some(exit), Some(_)) = (&ended, &running) {
-            console.flush();
-            events.tell(Report::Ended { reason: exit.to_string() });
-            return exit_status(exit);
-        }
+        let (Some(exit), Some(_)) = (&self.ended, &self.running) else { return None };
+        self.console.flush();
+        self.events.tell(Report::Ended { reason: exit.to_string() });
+        Some(exit_status(exit))
     }
-    ExitStatus::Failure
 }

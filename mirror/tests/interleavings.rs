@@ -15,7 +15,7 @@ use sim::schedule::schedules;
 use sim::world::Outcome;
 
 /// Schedules of an ordinary run.
-const SCHEDULES: u32 = 2000;
+const SCHEDULES: u32 = 10_000;
 
 fn wanted() -> u32 {
     let number = |name| std::env::var(name).ok().and_then(|value: String| value.parse().ok());

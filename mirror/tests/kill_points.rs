@@ -275,7 +275,9 @@ fn cut_link_leaves_exactly_one_side() {
     for point in POINTS {
         for cut in [&[Side::Primary][..], &[Side::Standby], &[Side::Primary, Side::Standby]] {
             let mut world = world_at(point);
-            cut.iter().for_each(|&side| world.wire_to(side).cut = true);
+            for &side in cut {
+                world.wire_to(side).cut = true;
+            }
             let later = world.now + Duration::from_secs(1);
             assert_eq!(world.run_until(1_000_000, |w| w.now >= later), Ok(true), "{}, {cut:?}", point.name);
             let outcome = world.settle();

@@ -159,7 +159,7 @@ pub(crate) fn describe(config: &MachineConfig) -> Vec<u8> {
     out
 }
 
-/// Reads what [`describe`] wrote.
+/// Reads what [`mirror::guest::Guest::describe`] of a [`crate::Machine`] wrote.
 ///
 /// # Errors
 /// [`StateError`]

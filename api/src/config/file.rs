@@ -84,6 +84,10 @@ pub struct MirrorSection {
     /// Names the guest to standby and witness; without it a new one is made at each start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guid: Option<Guid>,
+    /// How long the guest runs before it is mirrored. 0: it is mirrored from its first instruction on, and does not run
+    /// if it cannot be; otherwise it runs on, unprotected, if it cannot be.
+    #[serde(default)]
+    pub delay_ms: u32,
     /// Longest time between two epochs.
     #[serde(default = "interval_ms")]
     pub interval_ms: u32,
@@ -117,6 +121,7 @@ impl MirrorSection {
             standby,
             witness: None,
             guid: None,
+            delay_ms: 0,
             interval_ms: interval_ms(),
             min_interval_ms: min_interval_ms(),
             pause_budget_ms: pause_budget_ms(),

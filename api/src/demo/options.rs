@@ -33,6 +33,9 @@ pub struct DemoOptions {
     /// Kill the primary so long after its start
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub kill_after: Option<f64>,
+    /// Mirror the guest so long after its start: it has filled its memory by then, and seeding has something to do
+    #[arg(long, default_value_t = 1.5, value_name = "SECONDS", value_parser = seconds)]
+    pub mirror_after: f64,
     /// How often to do it
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub runs: u32,
@@ -110,6 +113,7 @@ impl DemoOptions {
         mirror.heartbeat_ms = self.heartbeat_ms;
         mirror.heartbeat_misses = self.heartbeat_misses;
         mirror.guid = Some(Uuid::new_v4());
+        mirror.delay_ms = (self.mirror_after * 1000.0) as u32;
         let machine = MachineSection {
             vcpu_count: self.vcpus,
             mem_size_mib: self.mem,

@@ -124,28 +124,31 @@ impl RunReport {
     }
 
     fn times(&self, out: &mut String) {
-        let mut row = |what: &str, when: String, more: &str| {
-            let line = format!("  {what:<26}{when:>12}   {more}");
+        let mut rows = Vec::new();
+        if let Some(detect) = self.detect_ms {
+            rows.push((detect, "standby noticed", self.noticed_by.clone().unwrap_or_default()));
+            if let (Some(resume), Some(term), Some(epoch)) = (self.resume_ms, self.term, self.epoch) {
+                rows.push((
+                    detect + resume,
+                    "guest ran again",
+                    format!("from epoch {epoch}, in term {term}"),
+                ));
+            }
+        }
+        // Output that was committed and not yet seen comes before anything new.
+        rows.extend(self.failover_ms.map(|ms| (ms, "first output of the standby", String::new())));
+        rows.sort_by(|(ours, ..), (theirs, ..)| ours.total_cmp(theirs));
+        let mut row = |what: &str, when: &str, more: &str| {
+            let line = format!("  {what:<28}{when:>12}   {more}");
             let _ = writeln!(out, "{}", line.trim_end());
         };
         row(
             "primary killed (SIGKILL)",
-            format!("{:.3} s", self.kill_after_s),
+            &format!("{:.3} s", self.kill_after_s),
             &format!("in {}", self.phase_at_kill),
         );
-        let later = |ms: f64| format!("+{ms:.1} ms");
-        if let Some(detect) = self.detect_ms {
-            row("standby noticed", later(detect), self.noticed_by.as_deref().unwrap_or_default());
-            if let (Some(resume), Some(term), Some(epoch)) = (self.resume_ms, self.term, self.epoch) {
-                row(
-                    "guest ran again",
-                    later(detect + resume),
-                    &format!("from epoch {epoch}, in term {term}"),
-                );
-            }
-        }
-        if let Some(failover) = self.failover_ms {
-            row("its next output came", later(failover), "");
+        for (ms, what, more) in &rows {
+            row(what, &format!("+{ms:.1} ms"), &shortened(more));
         }
         if let Some(reason) = &self.refused {
             let _ = writeln!(out, "  standby refused: {reason}");
@@ -156,8 +159,9 @@ impl RunReport {
     fn mirror(&self, out: &mut String) {
         let _ = writeln!(
             out,
-            "  seeding   {} rounds, {} pages, {} in {:.2} s",
+            "  seeding   {} round{}, {} pages, {} in {:.2} s",
             self.seed_rounds,
+            if self.seed_rounds == 1 { "" } else { "s" },
             self.seed_pages,
             mib(self.seed_bytes),
             self.seed_s
@@ -165,7 +169,7 @@ impl RunReport {
         let Pauses { p50, p99, max } = self.pause_us;
         let _ = writeln!(
             out,
-            "  lockstep  {} epochs, {} pages, {}; pause p50 {}, p99 {}, max {} ms\n",
+            "  lockstep  {} epochs, {} pages, {}\n  pause     p50 {}, p99 {}, max {} ms\n",
             self.epochs_committed,
             self.epoch_pages,
             mib(self.epoch_bytes),
@@ -195,7 +199,7 @@ impl RunReport {
         for (name, value, note) in rows {
             // Praise is only due where there is something to praise.
             let note = if value > 0 && found.is_clean() { note } else { "" };
-            let line = format!("    {name:<26}{value:>10}   {note}");
+            let line = format!("    {name:<26}{value:>12}   {note}");
             let _ = writeln!(out, "{}", line.trim_end());
         }
     }
@@ -217,6 +221,15 @@ pub fn totals(reports: &[RunReport]) -> String {
         let _ = write!(out, "; failover p50 {median:.1} ms, max {longest:.1} ms");
     }
     out
+}
+
+/// Cut to what fits beside the other columns.
+fn shortened(text: &str) -> String {
+    const WIDTH: usize = 35;
+    if text.chars().count() <= WIDTH {
+        return text.into();
+    }
+    text.chars().take(WIDTH - 1).chain(['…']).collect()
 }
 
 fn mib(bytes: u64) -> String {

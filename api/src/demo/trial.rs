@@ -62,6 +62,7 @@ pub(super) fn carry_out(
     let deadline = Instant::now() + plan.timeout;
     let (primary, standby) = (Observed::default(), Observed::default());
     let mut trial = Trial { plan, display, interrupted, observations, primary, standby, deadline };
+    trial.display.start(monotonic_us());
     let mut standby = start_standby(folder.path(), tcp, &seen)?;
     let listens = |trial: &Trial| trial.standby.tally.listening.is_some();
     if let Err(error) = trial.until("the standby listens", listens) {

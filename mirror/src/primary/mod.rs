@@ -604,10 +604,10 @@ impl Primary {
             return;
         }
         actions.push(Action::Close);
-        self.freeze(format!("the standby runs the guest in term {term}"), actions);
+        self.freeze(&format!("the standby runs the guest in term {term}"), actions);
     }
 
-    fn freeze(&mut self, reason: String, actions: &mut Vec<Action>) {
+    fn freeze(&mut self, reason: &str, actions: &mut Vec<Action>) {
         self.phase = Phase::Frozen;
         actions.push(Action::Freeze);
         let reason = format!("{reason}; this side was live in term {}", self.term);
@@ -671,7 +671,7 @@ impl Primary {
                 actions.push(Action::Report(Report::WitnessSilent { reason }));
             }
             Claim::Refused { term, owner } => {
-                self.freeze(format!("{owner} runs the guest in term {term}"), actions);
+                self.freeze(&format!("{owner} runs the guest in term {term}"), actions);
             }
             // Not live by anyone's word: what is held stays held, and the question is asked again.
             Claim::Unreachable(reason) => actions.push(Action::Report(Report::WitnessSilent { reason })),
