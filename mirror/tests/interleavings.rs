@@ -11,7 +11,9 @@ use mirror::ids::Epoch;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
-use sim::schedule::schedules;
+use sim::Side;
+use sim::schedule::{Fault, Schedule, schedules};
+use sim::witness::Reach;
 use sim::world::Outcome;
 
 /// Schedules of an ordinary run.
@@ -59,4 +61,39 @@ fn schedules_come_to_every_outcome() {
     }
     let counts = [solo, active, later, protected, refused, dead];
     assert!(counts.iter().all(|&count| count >= 10), "of 600 schedules came to each outcome: {counts:?}");
+}
+
+/// A schedule that broke a promise once, or breaks one when the rule that its test is named after is taken away.
+fn kept(
+    seed: u64,
+    protected: bool,
+    moves: u16,
+    pause_budget_us: u64,
+    witness: bool,
+    faults: Vec<(u16, Fault)>,
+) {
+    let schedule =
+        Schedule { seed, protected, moves, ends_after: u64::MAX, pause_budget_us, witness, faults };
+    if let Err(broken) = schedule.run() {
+        panic!("{broken}: {schedule:?}");
+    }
+}
+
+#[test]
+fn standby_that_asks_a_silent_witness_acknowledges_nothing() {
+    let faults = vec![(0, Fault::Witness(Reach::Gone)), (22, Fault::Stop(Side::Primary, 228))];
+    kept(2_304_602_203_364_877_573, true, 6579, 10_000, true, faults);
+}
+
+#[test]
+fn flipped_bit_in_a_page_loses_the_link_and_not_the_page() {
+    let faults =
+        vec![(720, Fault::Flip(Side::Standby, 1, 1056)), (767, Fault::Kill(Side::Primary, 2, false))];
+    kept(10_672_239_850_356_678_622, false, 12_406, 0, false, faults);
+}
+
+#[test]
+fn standby_lost_before_its_space_was_granted_settles_without_it() {
+    let faults = vec![(5, Fault::Break(Side::Standby)), (45, Fault::Kill(Side::Primary, 1, false))];
+    kept(4_338_245_888_629_392_552, false, 1479, 0, false, faults);
 }

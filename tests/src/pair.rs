@@ -95,7 +95,7 @@ pub fn await_report(reports: &Receiver<Report>, wanted: impl Fn(&Report) -> bool
         match reports.recv_timeout(PATIENCE) {
             Ok(report) if wanted(&report) => return report,
             Ok(report) => seen.push(report),
-            Err(_) => panic!("not reported in time; reported were {seen:#?}"),
+            Err(error) => panic!("not reported in time ({error}); reported were {seen:#?}"),
         }
     }
 }

@@ -73,7 +73,7 @@ impl Process {
         let mut child = Command::new(program()?)
             .args(arguments)
             .arg("--events")
-            .arg(format!("/dev/fd/{}", events_in.as_raw_fd()))
+            .arg(format!("/proc/self/fd/{}", events_in.as_raw_fd()))
             .arg("--end-with-parent")
             .arg(std::process::id().to_string())
             .stdin(Stdio::null())

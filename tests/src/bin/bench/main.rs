@@ -1,10 +1,81 @@
 //! Benchmarks of Understudy. Figures of one run are to be compared with each other, not between machines.
+//!
+//! `cargo run --release -p tests --bin bench -- boot|seed|pause|failover|all [--json]`
 
+mod boot;
+mod failover;
 mod figures;
 mod pause;
 mod seed;
 
-fn main() {
-    println!("{}", serde_json::to_string_pretty(&seed::measure()).unwrap());
-    println!("{}", serde_json::to_string_pretty(&pause::measure()).unwrap());
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use serde_json::{Map, Value, json};
+
+const NAMES: [&str; 4] = ["boot", "seed", "pause", "failover"];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let json = arguments.iter().any(|argument| argument == "--json");
+    let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|name| *name != "--json").collect();
+    let chosen = match names[..] {
+        ["all"] => NAMES.to_vec(),
+        [name] if NAMES.contains(&name) => vec![name],
+        _ => {
+            eprintln!("usage: bench {}|all [--json]", NAMES.join("|"));
+            return ExitCode::from(2);
+        }
+    };
+    if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        eprintln!("SKIPPED: /dev/kvm cannot be opened ({error}), and there is nothing to measure without it");
+        return ExitCode::from(77);
+    }
+    let understudy = build_understudy();
+    let mut results = Map::new();
+    for name in chosen {
+        eprintln!("bench: {name}");
+        let result = match name {
+            "boot" => json!(boot::measure(&understudy)),
+            "seed" => json!(seed::measure()),
+            "pause" => json!(pause::measure()),
+            _ => json!(failover::measure(&understudy)),
+        };
+        if !json {
+            print_text(name, &result);
+        }
+        results.insert(name.into(), result);
+    }
+    if json {
+        println!("{}", Value::Object(results));
+    }
+    ExitCode::SUCCESS
+}
+
+/// Builds the command beside this program, in the same profile.
+fn build_understudy() -> PathBuf {
+    let folder = std::env::current_exe().expect("a path of its own").with_file_name("");
+    let target = folder.parent().expect("a target folder");
+    let release: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
+    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--quiet", "--package", "understudy"])
+        .args(release)
+        .arg("--manifest-path")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .arg("--target-dir")
+        .arg(target)
+        .status()
+        .expect("cargo starts");
+    assert!(built.success(), "the command under test cannot be built");
+    folder.join("understudy")
+}
+
+fn print_text(name: &str, result: &Value) {
+    let rows = result.as_array().map_or_else(|| std::slice::from_ref(result), Vec::as_slice);
+    for row in rows {
+        println!("{name}");
+        for (key, value) in row.as_object().into_iter().flatten() {
+            println!("  {key:<22}{:>12.2}", value.as_f64().unwrap_or(0.0));
+        }
+    }
 }

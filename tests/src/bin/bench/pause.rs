@@ -18,7 +18,9 @@ const TOLERANCE: f64 = 0.25;
 
 /// Medians of the phases in microseconds, for one number of dirty pages.
 #[derive(Debug, Serialize)]
-pub struct Pause {
+// The figures are named as they are reported.
+#[allow(clippy::struct_field_names)]
+pub(crate) struct Pause {
     dirty_pages: u64,
     vcpus: u8,
     epochs: usize,
@@ -32,7 +34,7 @@ pub struct Pause {
     commit_us: f64,
 }
 
-pub fn measure() -> Vec<Pause> {
+pub(crate) fn measure() -> Vec<Pause> {
     [(100, 1), (1000, 1), (10_000, 1), (1000, 2)].map(|(pages, vcpus)| at(pages, vcpus)).into()
 }
 
