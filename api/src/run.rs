@@ -223,8 +223,7 @@ impl Run {
         };
         let log = Arc::clone(&self.events);
         let watcher = Arc::new(move |report| log.tell(report));
-        let handle =
-            primary::attach(StartsMirrored(machine), Arc::clone(&self.console), options, watcher)?;
+        let handle = primary::attach(StartsMirrored(machine), Arc::clone(&self.console), options, watcher)?;
         self.notifier = Some(handle.notifier());
         // It is attached once.
         let _ = self.mirror.set(handle.status_handle());

@@ -113,7 +113,7 @@ impl Display {
                 );
             }
             (_, report) => {
-                if let Some(words) = crate::events::words(report) {
+                if let Some(words) = short(report).or_else(|| crate::events::words(report)) {
                     self.line(at_us, &format!("{}: {words}", side.name()));
                 }
             }
@@ -134,6 +134,45 @@ impl Display {
     pub(super) fn finish(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// What of a report fits beside the time in 80 columns, where the usual words do not.
+fn short(report: &Report) -> Option<String> {
+    Some(match report {
+        Report::Joined { pages, term, .. } => format!("mirroring {pages} pages, term {term}"),
+        Report::RoundDone { round, pages, micros, dirtied, .. } => {
+            let seconds = *micros as f64 / 1e6;
+            format!("round {round}: {pages} pages in {seconds:.2} s; {dirtied} dirtied meanwhile")
+        }
+        Report::PrimaryLost { epoch, .. } => format!("the primary is lost after epoch {epoch}"),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use mirror::ids::{Epoch, Guid, Term};
+
+    use super::*;
+
+    #[test]
+    fn lines_of_a_sound_run_fit_80_columns() {
+        let reports = [
+            Report::Joined { guid: Guid::nil(), term: Term(1), pages: 268_435_456 },
+            Report::RoundDone {
+                round: 30,
+                pages: 26_843_545,
+                bytes: 1 << 40,
+                micros: 99_990_000,
+                dirtied: 999_999,
+            },
+            Report::PrimaryLost { reason: "x".repeat(100), epoch: Epoch(1 << 40) },
+        ];
+        for report in reports {
+            let line = format!("{:>8.3} s  primary: {}", 100.0, short(&report).unwrap());
+            assert!(line.chars().count() <= 80, "{line}");
         }
     }
 }

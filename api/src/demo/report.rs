@@ -192,7 +192,7 @@ impl RunReport {
             ("outputs seen twice", found.outputs_repeated, "identical, byte by byte"),
             ("outputs lost", found.outputs_lost, ""),
             ("outputs regressed", found.outputs_regressed, ""),
-            ("pages verified", found.pages_verified, "compared by the guest in the standby"),
+            ("pages verified", found.pages_verified, "compared by the guest afterwards"),
             ("pages wrong", found.pages_wrong, ""),
         ];
         let _ = writeln!(out, "  checked from outside");

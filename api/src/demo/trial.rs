@@ -24,6 +24,9 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// How long a standby may take to decide, beyond the time of silence after which it counts the primary as lost.
 const DECISION: Duration = Duration::from_secs(3);
 
+/// Bytes of a console that are shown when something is wrong.
+const CONSOLE_TAIL: usize = 1000;
+
 /// How often the consoles are judged while the guest is checking its memory.
 const JUDGEMENT: Duration = Duration::from_millis(200);
 
@@ -90,8 +93,10 @@ pub(super) fn carry_out(
     let mut findings = trial.judge();
     findings.problems.extend(decided);
     let report = trial.report(started_us, killed_us, phase_at_kill, findings);
-    if report.outcome == Outcome::Lost && !last_words.is_empty() {
-        eprintln!("the standby's last words:\n{last_words}");
+    if report.outcome == Outcome::Lost {
+        let console = &trial.standby.console;
+        let tail = String::from_utf8_lossy(&console[console.len().saturating_sub(CONSOLE_TAIL)..]);
+        eprintln!("the end of the standby's console:\n{tail}\nthe standby's last words:\n{last_words}");
     }
     Ok(report)
 }
