@@ -180,13 +180,13 @@ impl Run {
             let happening = match attach_at {
                 None => happenings.recv().ok(),
                 Some((section, at)) => {
-                    match happenings.recv_timeout(at.saturating_duration_since(Instant::now())) {
-                        Ok(happening) => Some(happening),
-                        Err(_) => {
-                            attach_at = None;
-                            self.attach_running(section, id);
-                            continue;
-                        }
+                    let wait = at.saturating_duration_since(Instant::now());
+                    if let Ok(happening) = happenings.recv_timeout(wait) {
+                        Some(happening)
+                    } else {
+                        attach_at = None;
+                        self.attach_running(section, id);
+                        continue;
                     }
                 }
             };
@@ -212,7 +212,7 @@ impl Run {
         machine: Machine,
         section: &MirrorSection,
         id: &str,
-    ) -> Result<(), AttachFailure<StartsMirrored>> {
+    ) -> Result<(), Box<AttachFailure<StartsMirrored>>> {
         let options = primary::Options {
             settings: section.settings(),
             guid: section.guid.unwrap_or_else(Uuid::new_v4),
@@ -223,7 +223,8 @@ impl Run {
         };
         let log = Arc::clone(&self.events);
         let watcher = Arc::new(move |report| log.tell(report));
-        let handle = primary::attach(StartsMirrored(machine), Arc::clone(&self.console), options, watcher)?;
+        let handle = primary::attach(StartsMirrored(machine), Arc::clone(&self.console), options, watcher)
+            .map_err(Box::new)?;
         self.notifier = Some(handle.notifier());
         // It is attached once.
         let _ = self.mirror.set(handle.status_handle());
