@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mirror::console::Console;
 use mirror::report::Report;
 use mirror::shell::primary::{self, AttachError, AttachFailure, Notifier, Outcome, StatusHandle};
-use mirror::witness::FileWitness;
+use mirror::witness::{FileWitness, Record, Witness};
 use thiserror::Error;
 use uuid::Uuid;
 use vmm::{CreateError, Exit, ExitHandle, Machine, MachineError};
@@ -169,6 +169,7 @@ impl Run {
                 self.mirror(machine, section, id).map_err(|failure| failure.error)?;
             }
             _ => {
+                section.map_or(Ok(()), refuse_if_live_elsewhere)?;
                 machine.start();
                 self.running = Some(machine);
             }
@@ -185,7 +186,9 @@ impl Run {
                         Some(happening)
                     } else {
                         attach_at = None;
-                        self.attach_running(section, id);
+                        if let Some(status) = self.attach_running(section, id) {
+                            return Ok(status);
+                        }
                         continue;
                     }
                 }
@@ -198,13 +201,19 @@ impl Run {
         }
     }
 
-    /// A running guest goes on whatever comes of the attempt to mirror it.
-    fn attach_running(&mut self, section: &MirrorSection, id: &str) {
-        let Some(machine) = self.running.take() else { return };
-        if let Err(failure) = self.mirror(machine, section, id) {
-            self.events.tell(Report::Unprotected { reason: failure.error.to_string() });
-            self.running = Some(failure.guest.0);
+    /// A running guest goes on if it cannot be mirrored, unless it is live elsewhere: then this side ends.
+    fn attach_running(&mut self, section: &MirrorSection, id: &str) -> Option<ExitStatus> {
+        let machine = self.running.take()?;
+        let failure = self.mirror(machine, section, id).err()?;
+        let reason = failure.error.to_string();
+        if matches!(failure.error, AttachError::NotOwner { .. }) {
+            self.console.freeze();
+            self.events.tell(Report::Frozen { reason });
+            return Some(ExitStatus::Frozen);
         }
+        self.events.tell(Report::Unprotected { reason });
+        self.running = Some(failure.guest.0);
+        None
     }
 
     fn mirror(
@@ -264,5 +273,16 @@ impl Run {
         self.console.flush();
         self.events.tell(Report::Ended { reason: exit.to_string() });
         Some(exit_status(exit))
+    }
+}
+
+/// A guest that runs before it is mirrored owns no term yet: it must not run at all if somebody else does.
+fn refuse_if_live_elsewhere(section: &MirrorSection) -> Result<(), AttachError> {
+    let (Some(path), Some(guid)) = (&section.witness, section.guid) else { return Ok(()) };
+    match FileWitness::new(path).read()? {
+        Some(Record { guid: theirs, term, owner }) if theirs == guid => {
+            Err(AttachError::NotOwner { guid, term, owner })
+        }
+        _ => Ok(()),
     }
 }

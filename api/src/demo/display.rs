@@ -144,7 +144,7 @@ fn short(report: &Report) -> Option<String> {
         Report::Joined { pages, term, .. } => format!("mirroring {pages} pages, term {term}"),
         Report::RoundDone { round, pages, micros, dirtied, .. } => {
             let seconds = *micros as f64 / 1e6;
-            format!("round {round}: {pages} pages in {seconds:.2} s; {dirtied} dirtied meanwhile")
+            format!("round {round}: {pages} pages in {seconds:.2} s, {dirtied} dirtied")
         }
         Report::PrimaryLost { epoch, .. } => format!("the primary is lost after epoch {epoch}"),
         _ => return None,
