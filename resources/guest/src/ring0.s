@@ -152,7 +152,33 @@ general_protection:
 0:  sti
     hlt
     jmp 0b
-1:  pushq $13
+
+# Port I/O of ring 3 that faults: QEMU's emulation heeds the permission bitmap only of a task register that ltr has loaded,
+# not of one that was restored (it asks for a descriptor that is not busy). Loading it again heals that, and does no harm
+# elsewhere. What does not heal is reported once the reloads are used up.
+
+1:  testb $3, 16(%rsp)
+    jz 4f
+    pushq %rax
+    movq 16(%rsp), %rax             # rip
+    movb (%rax), %al
+    cmpb $0xf3, %al                 # rep outsb
+    je 2f
+    cmpb $0xee, %al                 # outb %al, %dx
+    je 2f
+    cmpb $0xec, %al                 # inb %dx, %al
+    jne 3f
+2:  lock decl task_reloads
+    js 3f
+    strw %ax
+    movzwl %ax, %eax
+    andb $0xfd, gdt + 5(%rax)       # not busy
+    ltr %ax
+    popq %rax
+    addq $8, %rsp                   # the error code
+    iretq
+3:  popq %rax
+4:  pushq $13
     jmp report_exception
 
 # The timer. Where it interrupted ring 0, that is the loop above, be it before or in the hlt: go back to ring 3 from here,
@@ -283,6 +309,9 @@ gdt_pointer:
 idt_pointer:
     .word 256 * 16 - 1
     .quad interrupt_table
+
+task_reloads:
+    .long 4096
 
     .section .bss
     .balign 4096
