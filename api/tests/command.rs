@@ -31,14 +31,6 @@ fn expect(output: &Output, status: i32, words: &str) {
 }
 
 /// Whether guests can be run here; says so if not, for whoever counts.
-fn has_kvm() -> bool {
-    let usable = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !usable {
-        eprintln!("SKIPPED: there is no usable /dev/kvm");
-    }
-    usable
-}
-
 #[test]
 fn unknown_field_of_the_configuration_is_a_configuration_error() {
     let folder = tempfile::tempdir().unwrap();
@@ -56,60 +48,52 @@ fn api_that_nobody_serves_is_unreachable() {
     expect(&understudy(&["status", "--api-sock", "/nonexistent/api"]), 75, "--api-sock /nonexistent/api");
 }
 
-#[test]
-fn guest_that_ends_well_is_success_with_its_output_on_stdout() {
-    if !has_kvm() {
-        return;
-    }
-    let output = run(&tempfile::tempdir().unwrap(), "embedded:guest", None);
-    expect(&output, 0, "exit code 0");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("count cpu=0 n=5 "));
-}
-
-#[test]
-fn kernel_that_is_missing_or_truncated_is_named() {
-    if !has_kvm() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    expect(&run(&folder, "/nonexistent/vmlinux", None), 66, "/nonexistent/vmlinux");
-    let truncated = folder.path().join("vmlinux");
-    fs::write(&truncated, &resources::GUEST_ELF[..3000]).unwrap();
-    expect(&run(&folder, truncated.to_str().unwrap(), None), 66, "truncated");
-}
-
-#[test]
-fn guest_without_its_standby_does_not_run() {
-    if !has_kvm() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let output = run(&folder, "embedded:guest", Some(r#""standby": "unix:/nonexistent/standby""#));
-    expect(&output, 75, "understudy standby --listen unix:/nonexistent/standby");
-    assert!(output.stdout.is_empty());
-}
-
-#[test]
-fn guest_that_is_live_elsewhere_does_not_run_even_if_it_is_to_be_mirrored_later() {
-    if !has_kvm() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let witness = folder.path().join("witness");
-    let record = format!(r#"{{"guid": "{GUID}", "term": 2, "owner": "the standby"}}"#);
-    fs::write(&witness, &record).unwrap();
-
-    let output = run(&folder, "embedded:guest", Some(&later(&witness)));
-
-    expect(&output, 75, "the witness knows guest");
-    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
-    assert_eq!(fs::read_to_string(&witness).unwrap(), record, "the owner keeps its term");
-}
-
 /// The fields of a mirror section that is to begin after 50 ms.
 fn later(witness: &Path) -> String {
     let witness = witness.display();
     format!(
         r#""standby": "unix:/nonexistent/standby", "witness": "{witness}", "guid": "{GUID}", "delay_ms": 50"#
     )
+}
+
+mod kvm {
+    use super::*;
+
+    #[test]
+    fn guest_that_ends_well_is_success_with_its_output_on_stdout() {
+        let output = run(&tempfile::tempdir().unwrap(), "embedded:guest", None);
+        expect(&output, 0, "exit code 0");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("count cpu=0 n=5 "));
+    }
+
+    #[test]
+    fn kernel_that_is_missing_or_truncated_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        expect(&run(&folder, "/nonexistent/vmlinux", None), 66, "/nonexistent/vmlinux");
+        let truncated = folder.path().join("vmlinux");
+        fs::write(&truncated, &resources::GUEST_ELF[..3000]).unwrap();
+        expect(&run(&folder, truncated.to_str().unwrap(), None), 66, "truncated");
+    }
+
+    #[test]
+    fn guest_without_its_standby_does_not_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = run(&folder, "embedded:guest", Some(r#""standby": "unix:/nonexistent/standby""#));
+        expect(&output, 75, "understudy standby --listen unix:/nonexistent/standby");
+        assert!(output.stdout.is_empty());
+    }
+
+    #[test]
+    fn guest_that_is_live_elsewhere_does_not_run_even_if_it_is_to_be_mirrored_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let witness = folder.path().join("witness");
+        let record = format!(r#"{{"guid": "{GUID}", "term": 2, "owner": "the standby"}}"#);
+        fs::write(&witness, &record).unwrap();
+
+        let output = run(&folder, "embedded:guest", Some(&later(&witness)));
+
+        expect(&output, 75, "the witness knows guest");
+        assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert_eq!(fs::read_to_string(&witness).unwrap(), record, "the owner keeps its term");
+    }
 }
