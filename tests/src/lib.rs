@@ -1,3 +1,4 @@
 //! What whole-system tests, drills and benchmarks share.
 
 pub mod pair;
+pub mod process;

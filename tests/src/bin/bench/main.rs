@@ -8,10 +8,10 @@ mod figures;
 mod pause;
 mod seed;
 
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
+use tests::process::understudy;
 
 const NAMES: [&str; 4] = ["boot", "seed", "pause", "failover"];
 
@@ -31,15 +31,15 @@ fn main() -> ExitCode {
         eprintln!("SKIPPED: /dev/kvm cannot be opened ({error}), and there is nothing to measure without it");
         return ExitCode::from(77);
     }
-    let understudy = build_understudy();
+    let understudy = understudy();
     let mut results = Map::new();
     for name in chosen {
         eprintln!("bench: {name}");
         let result = match name {
-            "boot" => json!(boot::measure(&understudy)),
+            "boot" => json!(boot::measure(understudy)),
             "seed" => json!(seed::measure()),
             "pause" => json!(pause::measure()),
-            _ => json!(failover::measure(&understudy)),
+            _ => json!(failover::measure(understudy)),
         };
         if !json {
             print_text(name, &result);
@@ -50,24 +50,6 @@ fn main() -> ExitCode {
         println!("{}", Value::Object(results));
     }
     ExitCode::SUCCESS
-}
-
-/// Builds the command beside this program, in the same profile.
-fn build_understudy() -> PathBuf {
-    let folder = std::env::current_exe().expect("a path of its own").with_file_name("");
-    let target = folder.parent().expect("a target folder");
-    let release: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
-    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--package", "understudy"])
-        .args(release)
-        .arg("--manifest-path")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .arg("--target-dir")
-        .arg(target)
-        .status()
-        .expect("cargo starts");
-    assert!(built.success(), "the command under test cannot be built");
-    folder.join("understudy")
 }
 
 fn print_text(name: &str, result: &Value) {
