@@ -16,8 +16,10 @@ use crate::wire::message::{Message, Policy, Refusal, Sense, Space};
 use crate::witness::Claim;
 
 pub mod convergence;
+mod events;
 
 use convergence::{Round, judge};
+pub use events::{Action, Event, Phase};
 
 /// Time between two questions about the standby's health.
 const SENSE_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,163 +56,6 @@ impl Default for Settings {
             pause_budget: Duration::from_millis(10),
             dirty_budget: 4096,
             wait_for_space: false,
-        }
-    }
-}
-
-/// What can happen to a primary.
-#[derive(Debug)]
-pub enum Event {
-    /// The link to the standby is up.
-    Connected,
-    /// A message arrived, its header verified.
-    Received {
-        /// Its header.
-        header: Header,
-        /// What it said.
-        message: Message,
-    },
-    /// The link closed, broke, or carried something that is no message.
-    LinkLost {
-        /// How.
-        reason: String,
-    },
-    /// Time has passed.
-    Tick {
-        /// Position after the last byte of output that the guest has produced.
-        produced: u64,
-        /// Position after the last byte of output that has left.
-        released: u64,
-        /// Pages dirty so far in this epoch, if known.
-        dirty: Option<u64>,
-    },
-    /// Tracking is on and the populated pages are known; answer to [`Action::StartTracking`].
-    Tracking {
-        /// How many pages there are to send.
-        pages: u64,
-    },
-    /// Answer to [`Action::SendRound`].
-    RoundSent {
-        /// Pages sent.
-        pages: u64,
-        /// Bytes sent.
-        bytes: u64,
-    },
-    /// Answer to [`Action::Harvest`].
-    Harvested {
-        /// Pages dirtied since.
-        pages: u64,
-    },
-    /// The pause is over; answer to [`Action::TakeEpoch`].
-    Staged {
-        /// Position after the last byte of output of the epoch.
-        output_end: u64,
-    },
-    /// Answer to [`Action::Claim`].
-    Claimed(Claim),
-    /// The guest has ended by itself; its vCPUs stand still.
-    GuestEnded {
-        /// How.
-        reason: String,
-    },
-    /// The machine failed in something that mirroring needs.
-    Failed {
-        /// What.
-        reason: String,
-    },
-}
-
-/// What the shell around the state machine has to do, in this order.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send a message; the header carries the guest's GUID, this side's term, and `epoch`.
-    Send {
-        /// The epoch of the header.
-        epoch: Epoch,
-        /// What.
-        message: Message,
-    },
-    /// Start dirty tracking, find the populated pages, and answer with [`Event::Tracking`].
-    StartTracking,
-    /// Stop dirty tracking.
-    StopTracking,
-    /// Send the pages of the dirty set, then `RoundEnd`, and answer with [`Event::RoundSent`].
-    SendRound {
-        /// Counted from 1.
-        round: u32,
-    },
-    /// Harvest while the guest runs and answer with [`Event::Harvested`].
-    Harvest,
-    /// Hold what the guest outputs from now on.
-    Hold,
-    /// Pause, harvest, stage, capture, resume; answer with [`Event::Staged`].
-    TakeEpoch {
-        /// Which.
-        epoch: Epoch,
-    },
-    /// Send the staged epoch, ending with its commit.
-    SendEpoch {
-        /// Which.
-        epoch: Epoch,
-    },
-    /// The epoch is committed: what was staged is no longer needed, output up to here may leave.
-    Release {
-        /// Which.
-        epoch: Epoch,
-        /// Position.
-        output_end: u64,
-    },
-    /// The staged epoch will not be acknowledged: its pages are dirty again.
-    PutBack,
-    /// Ask the witness for the term after `expected` and answer with [`Event::Claimed`]. A shell without witness
-    /// answers that it is granted: without one no standby goes on by itself.
-    Claim {
-        /// The newest term known.
-        expected: Term,
-    },
-    /// Nobody mirrors this guest any more, and it is the live one: release all output, now and later.
-    PassOutput,
-    /// Another side is live: stop the guest for good and release nothing more.
-    Freeze,
-    /// Close the link.
-    Close,
-    /// Tell whoever watches.
-    Report(Report),
-}
-
-/// What a primary is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Nothing yet.
-    Idle,
-    /// Agreeing with the standby on an allocation.
-    Joining,
-    /// Copying memory while the guest runs.
-    Seeding,
-    /// Epochs are flowing.
-    Lockstep,
-    /// The standby is lost, the witness is asked.
-    Deciding,
-    /// The live side, alone.
-    Solo,
-    /// Another side is live.
-    Frozen,
-    /// The guest has ended.
-    Ended,
-}
-
-impl Phase {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Joining => "joining",
-            Self::Seeding => "seeding",
-            Self::Lockstep => "lockstep",
-            Self::Deciding => "deciding",
-            Self::Solo => "solo",
-            Self::Frozen => "frozen",
-            Self::Ended => "ended",
         }
     }
 }

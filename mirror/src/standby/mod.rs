@@ -19,8 +19,10 @@ use crate::wire::message::{Access, AllocationHeader, Body, Commit, Message, Poli
 use crate::wire::pages::{PageBatch, PooledBuffer};
 use crate::witness::{Claim, Record};
 
+mod events;
 pub mod inbox;
 
+pub use events::{Action, Event, Phase, WitnessView};
 use inbox::{Inbox, OutputLog, WholeEpoch};
 
 /// Names one link of a standby.
@@ -37,142 +39,6 @@ const RESERVATION: Duration = Duration::from_secs(5);
 
 /// Most links that may wait for space.
 const MAX_QUEUE: usize = 64;
-
-/// What can happen to a standby.
-#[derive(Debug)]
-pub enum Event {
-    /// A frame arrived on a link.
-    Received {
-        /// On which link.
-        link: LinkId,
-        /// Its header, verified.
-        header: Header,
-        /// What it held.
-        body: Body,
-    },
-    /// A link closed, broke, or carried something that is no frame.
-    LinkLost {
-        /// Which.
-        link: LinkId,
-        /// How.
-        reason: String,
-    },
-    /// Time has passed.
-    Tick,
-    /// Answer to [`Action::Allocate`].
-    Allocated {
-        /// Whether the machine could be built.
-        machine: Result<(), String>,
-        /// What the witness says.
-        witness: WitnessView,
-    },
-    /// Answer to [`Action::Apply`]: while pages were written nothing could be heard, so time counts from now.
-    Applied,
-    /// Answer to [`Action::Claim`]: what the witness decided.
-    Claimed(Claim),
-    /// Answer to [`Action::Activate`].
-    Activated(Result<(), String>),
-    /// An operator says that this side shall run the guest.
-    Promote,
-}
-
-/// What the standby's witness says when an allocation is made.
-#[derive(Clone, Debug)]
-pub enum WitnessView {
-    /// No witness is configured.
-    None,
-    /// Its record, if it has one.
-    Record(Option<Record>),
-    /// It could not be read.
-    Failed(String),
-}
-
-/// What the shell around the state machine has to do, in this order.
-#[derive(Debug)]
-pub enum Action {
-    /// Send a message.
-    Send {
-        /// To whom.
-        link: LinkId,
-        /// GUID, term and epoch of the header.
-        stamp: (Guid, Term, Epoch),
-        /// What.
-        message: Message,
-    },
-    /// Close a link, after what was sent on it has gone.
-    Close(LinkId),
-    /// Build the twin machine, ask the witness for its record, and answer with [`Event::Allocated`].
-    Allocate {
-        /// The machine's description.
-        machine: Vec<u8>,
-        /// Its memory.
-        layout: Layout,
-    },
-    /// Write these pages to guest memory: nothing complete is there yet that they could tear.
-    Write(PageBatch),
-    /// Write a whole epoch to guest memory and answer with [`Event::Applied`].
-    Apply(Vec<PageBatch>),
-    /// Ask the witness for the term after `expected` and answer with [`Event::Claimed`].
-    Claim {
-        /// The guest.
-        guid: Guid,
-        /// The newest term known.
-        expected: Term,
-    },
-    /// Run the guest and answer with [`Event::Activated`].
-    Activate {
-        /// The machine state.
-        state: Vec<u8>,
-        /// Position of the first byte of `output`.
-        output_start: u64,
-        /// Committed output that is not known to have been seen.
-        output: Vec<u8>,
-    },
-    /// Give the machine and its memory back.
-    Release,
-    /// Tell whoever watches.
-    Report(Report),
-}
-
-/// What a standby is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Nothing; a primary may come.
-    Waiting,
-    /// Space is promised to a link.
-    Reserved,
-    /// The machine is being built.
-    Allocating,
-    /// The machine is there.
-    Allocated,
-    /// Seeding rounds arrive.
-    Receiving,
-    /// It holds a complete epoch and receives the next.
-    Shadowing,
-    /// The primary is lost, the witness is asked.
-    Claiming,
-    /// The primary is lost, there is no witness, an operator must promote.
-    Orphaned,
-    /// The guest runs here.
-    Active,
-}
-
-impl Phase {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Reserved => "reserved",
-            Self::Allocating => "allocating",
-            Self::Allocated => "allocated",
-            Self::Receiving => "receiving",
-            Self::Shadowing => "shadowing",
-            Self::Claiming => "claiming",
-            Self::Orphaned => "orphaned",
-            Self::Active => "active",
-        }
-    }
-}
 
 /// A guest's mirrored memory and what is known of its primary.
 #[derive(Debug)]
