@@ -48,6 +48,12 @@ pub struct DemoOptions {
     /// The command line for --kernel; its workload words must say what the guest does
     #[arg(long, value_name = "ARGS", requires = "kernel", allow_hyphen_values = true)]
     pub boot_args: Option<String>,
+    /// Longest time between two epochs
+    #[arg(long, default_value_t = 25, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub interval_ms: u32,
+    /// Shortest time between two epochs: output that waits ends an epoch early, but not earlier
+    #[arg(long, default_value_t = 5, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub min_interval_ms: u32,
     /// Time between two signs of life of each side
     #[arg(long, default_value_t = 50, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub heartbeat_ms: u32,
@@ -110,6 +116,8 @@ impl DemoOptions {
         let params = Params::parse(boot.boot_args.as_deref().unwrap_or_default())?;
         // Not used: the standby is not there yet.
         let mut mirror = MirrorSection::to(Address::Tcp("127.0.0.1:0".into()));
+        mirror.interval_ms = self.interval_ms.max(self.min_interval_ms);
+        mirror.min_interval_ms = self.min_interval_ms;
         mirror.heartbeat_ms = self.heartbeat_ms;
         mirror.heartbeat_misses = self.heartbeat_misses;
         mirror.guid = Some(Uuid::new_v4());
