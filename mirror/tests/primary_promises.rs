@@ -230,6 +230,17 @@ fn silent_standby_is_lost_after_its_missed_heartbeats() {
 }
 
 #[test]
+fn time_that_sending_a_round_takes_is_not_the_standbys_silence() {
+    let mut seat = Seat::seeding();
+    seat.now += Duration::from_millis(500);
+    seat.feed(Event::RoundSent { pages: 10, bytes: 40960 });
+    seat.tick(200, 0);
+    assert_eq!(seat.primary.phase(), Phase::Seeding);
+    seat.tick(1, 0);
+    assert_eq!(seat.primary.phase(), Phase::Solo, "silence after the round counts");
+}
+
+#[test]
 fn primary_that_waits_for_space_is_patient() {
     let mut seat = Seat::connected();
     seat.hear(Message::SpaceResponse(Space::Queued { before: 3 }));

@@ -10,13 +10,15 @@ use std::time::Duration;
 use mirror::console::Console;
 use mirror::dirty::DirtySet;
 use mirror::guest::{Guest, GuestError, StandbyMachine};
-use mirror::ids::Guid;
-use mirror::link::{Address, Listener, Stream};
+use mirror::ids::{Epoch, Guid, Term};
+use mirror::link::{Address, FrameReader, FrameWriter, Listener, Stream};
 use mirror::memory::{GuestRam, Layout, PAGE_SIZE, PageMemory};
 use mirror::primary::Settings;
 use mirror::report::Report;
 use mirror::shell::primary::{AttachError, Handle, Options, Outcome, attach};
 use mirror::shell::{Watcher, standby};
+use mirror::wire::message::{Body, Message, Policy};
+use mirror::wire::pages::{BatchEncoder, BufferPool};
 use mirror::witness::FileWitness;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -399,4 +401,54 @@ fn hostile_bytes_close_their_link_and_nothing_else() {
     assert!(pair.primary.quiesce().is_some());
     pair.primary.notifier().guest_ended("test");
     assert_eq!(pair.primary.wait().0, Outcome::Ended);
+}
+
+/// Agrees on an allocation as a primary does, then sends rounds without a break and without listening.
+#[test]
+fn standby_that_is_kept_busy_still_gives_signs_of_life() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = Address::Unix(folder.path().join("standby"));
+    let (standby_console, _out) = console();
+    let machine = PlainTwin { memory: None, activated: channel().0 };
+    let options = standby::Options { name: "standby".into(), witness: None };
+    let listener = Listener::bind(&address).unwrap();
+    let _standby = standby::serve(listener, machine, standby_console, options, watcher().0).unwrap();
+    let stream = Arc::new(Stream::connect(&address).unwrap());
+    let mut reader = FrameReader::new(Arc::clone(&stream), BufferPool::default());
+    let mut writer = FrameWriter::new(stream);
+    let stamp = (Guid::from_u128(5), Term(1), Epoch::NONE);
+    let allocate = Message::Allocate {
+        layout: memory().layout().clone(),
+        policy: Policy { block_size: PAGE_SIZE as u32 },
+        machine: b"plain".to_vec(),
+        heartbeat_ms: 10,
+        misses: 1000,
+    };
+    let space = Message::SpaceRequest { bytes: PAGES * PAGE_SIZE as u64, wait: false };
+    for message in [space, allocate, Message::AllocateRead] {
+        writer.send(stamp, &message).unwrap();
+        while !matches!(
+            reader.receive().unwrap().unwrap().body,
+            Body::Message(Message::SpaceResponse(_) | Message::Allocated | Message::AllocateReadResponse)
+        ) {}
+    }
+    let (pages, bodies) = ((0..256).collect::<Vec<u32>>(), vec![7; 256 * PAGE_SIZE]);
+    let mut encoder = BatchEncoder::new();
+    encoder.encode(&pages, &bodies);
+
+    let busy = Arc::new(AtomicBool::new(true));
+    let sending = Arc::clone(&busy);
+    let sender = thread::spawn(move || {
+        while sending.load(Ordering::Relaxed) {
+            writer.send_pages(stamp, &encoder, &bodies).unwrap();
+        }
+        writer
+    });
+
+    for _ in 0..20 {
+        let frame = reader.receive().unwrap().unwrap();
+        assert!(matches!(frame.body, Body::Message(Message::Heartbeat { .. })), "{:?}", frame.body);
+    }
+    busy.store(false, Ordering::Relaxed);
+    drop(sender.join().unwrap());
 }

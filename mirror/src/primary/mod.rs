@@ -204,7 +204,11 @@ impl Primary {
             Event::LinkLost { reason } => self.standby_lost(reason, actions),
             Event::Tick { produced, released, dirty } => self.tick(produced, released, dirty, actions),
             Event::Tracking { pages } => self.begin_round(pages, actions),
-            Event::RoundSent { pages, bytes } => self.round_sent = (pages, bytes),
+            Event::RoundSent { pages, bytes } => {
+                self.round_sent = (pages, bytes);
+                // Who takes data lives; its heartbeats may be late behind so much of it.
+                self.heard = self.now;
+            }
             Event::Harvested { pages } => self.harvested(pages, actions),
             Event::Staged { output_end } => self.staged(output_end, actions),
             Event::Claimed(claim) => self.claimed(claim, actions),
@@ -370,6 +374,8 @@ impl Primary {
         if !matches!(self.phase, Phase::Seeding | Phase::Lockstep) {
             return;
         }
+        // An epoch larger than staging was sent in part meanwhile: as for a round.
+        self.heard = self.now;
         self.flow = Flow::Committing { since: self.now };
         self.output_end = output_end;
         self.exposed = true;

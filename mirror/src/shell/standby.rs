@@ -96,6 +96,7 @@ struct Inner<M> {
     watcher: Watcher,
     links: HashMap<LinkId, FrameWriter>,
     began: Instant,
+    ticked: Instant,
 }
 
 /// A serving standby.
@@ -181,6 +182,7 @@ pub fn serve<M: StandbyMachine + 'static>(
             watcher,
             links: HashMap::new(),
             began: Instant::now(),
+            ticked: Instant::now(),
         }),
         pool: BufferPool::default(),
         next_link: AtomicU64::new(1),
@@ -305,7 +307,14 @@ impl<M: StandbyMachine + 'static> Node<M> {
 impl<M: StandbyMachine> Inner<M> {
     /// Feeds the state machine and performs what it orders, until nothing more follows.
     fn feed(&mut self, event: Event) {
+        // While frames come thick and fast their thread has the lock again before the ticking one gets it, so it ticks,
+        // too: the primary must not take a busy standby for a dead one.
+        let due = self.ticked.elapsed() >= self.standby.tick_interval();
         let mut events = VecDeque::from([event]);
+        if due {
+            self.ticked = Instant::now();
+            events.push_back(Event::Tick);
+        }
         let mut actions = Vec::new();
         while let Some(event) = events.pop_front() {
             self.standby.handle(self.began.elapsed(), event, &mut actions);
