@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::header::MAX_PAYLOAD;
-use super::pages::{BatchError, PageBatch};
 use crate::ids::{Epoch, Guid, Term};
 use crate::memory::Layout;
 
@@ -256,16 +255,6 @@ pub enum Body {
     Message(Message),
     /// A batch of pages, not yet checked against an allocation.
     Pages(super::pages::PooledBuffer),
-}
-
-impl Body {
-    /// Checks a batch against an allocation of `pages` pages.
-    ///
-    /// # Errors
-    /// [`BatchError`].
-    pub fn batch(payload: super::pages::PooledBuffer, pages: u64) -> Result<PageBatch, BatchError> {
-        PageBatch::parse(payload, pages)
-    }
 }
 
 const _: () = assert!(PIECE + 64 <= MAX_PAYLOAD, "a piece with its length and position fits a frame");
