@@ -7,6 +7,7 @@ pub mod bus;
 pub mod exit_port;
 pub mod i8042;
 pub mod serial;
+pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use exit_port::ExitPort;
