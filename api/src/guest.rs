@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mirror::dirty::DirtySet;
 use mirror::guest::{Guest, GuestError};
 use mirror::memory::GuestRam;
-use vmm::{Boot, Exit, KernelImage, Machine, MachineConfig};
+use vmm::{Boot, DevicesConfig, Exit, KernelImage, Machine, MachineConfig};
 
 use crate::config::{BootSource, Config, EMBEDDED_GUEST, HugePages};
 use crate::exit::ExitStatus;
@@ -19,6 +19,7 @@ pub fn machine_config(config: &Config) -> MachineConfig {
         mem_size_mib: machine.mem_size_mib,
         huge_pages: machine.huge_pages == HugePages::TwoMib,
         track_dirty_pages: machine.track_dirty_pages,
+        devices: DevicesConfig::default(),
     }
 }
 
@@ -92,5 +93,33 @@ impl Guest for StartsMirrored {
 
     fn resume(&mut self) -> Result<(), GuestError> {
         self.0.resume()
+    }
+
+    fn freed(&mut self, into: &mut DirtySet) {
+        self.0.freed(into);
+    }
+
+    fn hold_output(&mut self) {
+        self.0.hold_output();
+    }
+
+    fn release_output(&mut self) {
+        self.0.release_output();
+    }
+
+    fn pass_output(&mut self) {
+        self.0.pass_output();
+    }
+
+    fn freeze_output(&mut self) {
+        self.0.freeze_output();
+    }
+
+    fn output_waits(&self) -> bool {
+        self.0.output_waits()
+    }
+
+    fn drain(&mut self) -> Result<(), GuestError> {
+        self.0.drain()
     }
 }

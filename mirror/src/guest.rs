@@ -74,6 +74,39 @@ pub trait Guest: Send {
     /// # Errors
     /// A vCPU that cannot be started.
     fn resume(&mut self) -> Result<(), GuestError>;
+
+    /// Moves to `into` the pages that the guest has given back since the last call: what they held no longer matters.
+    /// Called after a harvest; a page in both was written after it was given back.
+    fn freed(&mut self, _into: &mut DirtySet) {}
+
+    // Output of devices (frames, disk writes, …), by requests that are in flight, and part of the captured state, until
+    // they are carried out. The console has its own way. For a guest without such devices there is nothing to do.
+
+    /// From now on requests whose effect can be seen outside wait for the epoch that knows of them.
+    fn hold_output(&mut self) {}
+
+    /// The epoch of the last [`capture`](Self::capture) is committed: what it knew of is carried out.
+    fn release_output(&mut self) {}
+
+    /// Everything is carried out, now and later: nobody mirrors this guest any more, and it is the live one.
+    fn pass_output(&mut self) {}
+
+    /// Nothing is carried out any more: another side is the live one.
+    fn freeze_output(&mut self) {}
+
+    /// Whether a request waits that no capture knows of.
+    fn output_waits(&self) -> bool {
+        false
+    }
+
+    /// Returns when nothing that the guest asked for is still being carried out by this host, so that another may own
+    /// what it works on.
+    ///
+    /// # Errors
+    /// Work that cannot be waited for.
+    fn drain(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
 }
 
 /// The machine of a standby: nothing runs in it until it is activated.

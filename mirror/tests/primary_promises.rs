@@ -90,7 +90,7 @@ impl Seat {
     /// So many milliseconds later, with output up to here.
     fn tick(&mut self, ms: u64, produced: u64) -> Vec<Action> {
         self.now += Duration::from_millis(ms);
-        self.feed(Event::Tick { produced, released: 0, dirty: None })
+        self.feed(Event::Tick { produced, released: 0, waits: false, dirty: None })
     }
 }
 

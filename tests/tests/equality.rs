@@ -15,12 +15,7 @@ mod kvm {
         for (vcpus, listen) in
             [(1, "unix:FOLDER/standby"), (2, "tcp:127.0.0.1:0"), (4, "unix:FOLDER/standby")]
         {
-            let config = MachineConfig {
-                vcpu_count: vcpus,
-                mem_size_mib: 64,
-                huge_pages: false,
-                track_dirty_pages: false,
-            };
+            let config = MachineConfig::new(vcpus, 64);
             let cmdline = format!("workload=count,dirty,verify cpus={vcpus} dirty.rate=20000");
             let pair = Pair::start(&config, &cmdline, listen, Settings::default());
             // Some epochs with real work in them first.
@@ -58,8 +53,7 @@ mod kvm {
 
     #[test]
     fn the_comparison_finds_a_single_changed_byte() {
-        let config =
-            MachineConfig { vcpu_count: 1, mem_size_mib: 32, huge_pages: false, track_dirty_pages: false };
+        let config = MachineConfig::new(1, 32);
         let pair = Pair::start(&config, "workload=count", "unix:FOLDER/standby", Settings::default());
         pair.primary.quiesce().expect("lockstep");
         let twin = pair.standby.with_machine(|host| {

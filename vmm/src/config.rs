@@ -20,6 +20,25 @@ pub struct MachineConfig {
     pub huge_pages: bool,
     /// Whether pages written are logged from the start, and not just from the start of tracking on.
     pub track_dirty_pages: bool,
+    /// Virtio devices.
+    pub devices: DevicesConfig,
+}
+
+/// The virtio devices of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicesConfig {}
+
+impl MachineConfig {
+    /// A machine of ordinary pages, logged only while they are tracked, without virtio devices.
+    pub const fn new(vcpu_count: u8, mem_size_mib: u32) -> Self {
+        Self {
+            vcpu_count,
+            mem_size_mib,
+            huge_pages: false,
+            track_dirty_pages: false,
+            devices: DevicesConfig {},
+        }
+    }
 }
 
 /// A configuration that no machine can have.
@@ -59,8 +78,7 @@ impl MachineConfig {
 mod tests {
     use super::*;
 
-    const GOOD: MachineConfig =
-        MachineConfig { vcpu_count: 1, mem_size_mib: 2, huge_pages: false, track_dirty_pages: false };
+    const GOOD: MachineConfig = MachineConfig::new(1, 2);
 
     #[test]
     fn fields_out_of_range_are_named() {

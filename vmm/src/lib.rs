@@ -21,9 +21,10 @@ pub mod vcpu_state;
 pub mod vm_state;
 
 pub use boot::{Boot, BootError, KernelImage};
-pub use config::{ConfigError, MachineConfig};
+pub use config::{ConfigError, DevicesConfig, MachineConfig};
 pub use exit::{Exit, ExitHandle};
 pub use host::{Host, HostError};
 pub use machine::{CreateError, Machine, MachineError, SerialInput};
+pub use platform::{AttachError, DeviceCreateError, MAX_VIRTIO_DEVICES, MmioWindow, PlatformError};
 pub use standby::StandbyHost;
 pub use state::{MachineState, StateError};

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use devices::{SerialError, SerialState};
+use devices::SerialError;
+use devices::virtio::{OutputPolicy, RestoreError};
 use kvm_ioctls::VmFd;
 use mirror::dirty::DirtySet;
 use mirror::guest::{Guest, GuestError};
@@ -20,6 +21,7 @@ use crate::dirty::{self, DirtyError, Tracker};
 use crate::exit::{Exit, ExitHandle};
 use crate::memory::{Memory, MemoryError, Slots};
 use crate::msrs::{self, MsrError};
+use crate::platform::{DevicesCapture, MmioWindow};
 use crate::state::{self, MachineState, StateError};
 use crate::vcpu::{Shared, lock};
 use crate::vcpu_state::VcpuStateError;
@@ -47,6 +49,9 @@ pub enum MachineError {
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// A virtio device.
+    #[error(transparent)]
+    Virtio(#[from] RestoreError),
     /// Dirty tracking.
     #[error(transparent)]
     Dirty(#[from] DirtyError),
@@ -72,8 +77,10 @@ pub enum MachineError {
     #[error("no state was captured that could be encoded")]
     NotCaptured,
     /// The state is that of another machine.
-    #[error("the state has {state} vCPUs and the machine {machine}")]
-    VcpuCount {
+    #[error("the state has {state} {what} and the machine {machine}")]
+    Count {
+        /// Of what.
+        what: &'static str,
         /// In the state.
         state: usize,
         /// Here.
@@ -104,7 +111,7 @@ pub struct Machine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     vm_capture: VmCapture,
-    serial_capture: SerialState,
+    devices_capture: DevicesCapture,
     /// Whether the run had ended when the state was captured; `None` before the first capture.
     ended_at_capture: Option<bool>,
     /// Whether pauses capture the state on their own: a pause while mirroring always wants it.
@@ -130,6 +137,11 @@ impl Machine {
     /// What the machine is made of.
     pub fn config(&self) -> &MachineConfig {
         &self.config
+    }
+
+    /// Where the guest finds its virtio devices, in the order of the configuration.
+    pub fn virtio_windows(&self) -> Vec<MmioWindow> {
+        self.shared.platform.virtio.windows()
     }
 
     /// Where its memory lies.
@@ -206,7 +218,19 @@ impl Machine {
         self.check_paused("restore a state")?;
         let vcpus = &self.shared.vcpus;
         if state.vcpus.len() != vcpus.len() {
-            return Err(MachineError::VcpuCount { state: state.vcpus.len(), machine: vcpus.len() });
+            return Err(MachineError::Count {
+                what: "vCPUs",
+                state: state.vcpus.len(),
+                machine: vcpus.len(),
+            });
+        }
+        let virtio = &self.shared.platform.virtio;
+        if state.virtio.len() != virtio.slots().len() {
+            return Err(MachineError::Count {
+                what: "virtio devices",
+                state: state.virtio.len(),
+                machine: virtio.slots().len(),
+            });
         }
         for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
             *lock(&vcpu.incoming) = Some(state.clone());
@@ -216,6 +240,7 @@ impl Machine {
         self.check_vcpus()?;
         vm_state::restore(&self.vm, &state.vm)?;
         self.shared.platform.serial().restore(&state.serial)?;
+        virtio.restore(&state.virtio)?;
         self.ended_at_capture = None;
         if let Some(exit) = &state.ended {
             self.shared.end(exit.clone());
@@ -226,6 +251,7 @@ impl Machine {
     fn run(&mut self) {
         let start = Instant::now();
         if self.shared.crew.current() != Order::Run {
+            self.shared.platform.virtio.resume();
             self.shared.crew.order(Order::Run);
         }
         self.phases.resume = start.elapsed();
@@ -237,6 +263,7 @@ impl Machine {
             let order = if self.tracking { Order::Capture } else { Order::Park };
             self.shared.crew.order(order);
         }
+        self.shared.platform.virtio.pause();
         self.shared.crew.wait_parked()?;
         self.phases.kick = start.elapsed();
         Ok(())
@@ -252,7 +279,7 @@ impl Machine {
         self.shared.crew.wait_parked()?;
         // While the vCPU threads capture theirs.
         self.vm_capture.capture(&self.vm)?;
-        self.shared.platform.save(&mut self.serial_capture);
+        self.shared.platform.save(&mut self.devices_capture);
         self.ended_at_capture = Some(self.shared.crew.ended());
         self.shared.crew.wait_done()?;
         self.check_vcpus()?;
@@ -266,7 +293,8 @@ impl Machine {
         Ok(MachineState {
             vcpus: self.shared.vcpus.iter().map(|vcpu| lock(&vcpu.capture).state()).collect(),
             vm: self.vm_capture.state(),
-            serial: self.serial_capture.clone(),
+            serial: self.devices_capture.serial.clone(),
+            virtio: self.devices_capture.virtio.clone(),
             ended: ended.then(|| self.shared.exit.wait()),
         })
     }
@@ -354,6 +382,31 @@ impl Guest for Machine {
 
     fn resume(&mut self) -> Result<(), GuestError> {
         self.run();
+        Ok(())
+    }
+
+    fn hold_output(&mut self) {
+        self.shared.platform.virtio.set_output(OutputPolicy::Hold);
+    }
+
+    fn release_output(&mut self) {
+        self.shared.platform.virtio.release_output();
+    }
+
+    fn pass_output(&mut self) {
+        self.shared.platform.virtio.set_output(OutputPolicy::Pass);
+    }
+
+    fn freeze_output(&mut self) {
+        self.shared.platform.virtio.set_output(OutputPolicy::Freeze);
+    }
+
+    fn output_waits(&self) -> bool {
+        self.shared.platform.virtio.output_waits()
+    }
+
+    fn drain(&mut self) -> Result<(), GuestError> {
+        self.shared.platform.virtio.drain();
         Ok(())
     }
 }

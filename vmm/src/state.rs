@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use devices::SerialState;
+use devices::virtio::VirtioState;
 
 use crate::config::{ConfigError, MachineConfig};
 use crate::exit::Exit;
@@ -13,10 +14,10 @@ use crate::vcpu_state::VcpuState;
 use crate::vm_state::VmState;
 
 /// Version of [`MachineState`]'s form. Any change of a field makes another version.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 /// Version of a machine's description.
-pub const DESCRIPTION_VERSION: u32 = 1;
+pub const DESCRIPTION_VERSION: u32 = 2;
 
 /// Register of the local APIC that counts down by itself.
 const LAPIC_CURRENT_COUNT: usize = 0x390;
@@ -30,6 +31,8 @@ pub struct MachineState {
     pub vm: VmState,
     /// The serial port.
     pub serial: SerialState,
+    /// The virtio devices, in the order of the machine's configuration.
+    pub virtio: Vec<VirtioState>,
     /// How the run ended, if it had.
     pub ended: Option<Exit>,
 }
@@ -147,6 +150,11 @@ impl MachineState {
         };
         check("pit".into(), timeless(&self.vm) == timeless(&other.vm));
         check("serial".into(), self.serial == other.serial);
+        check("number of virtio devices".into(), self.virtio.len() == other.virtio.len());
+        for (index, (a, b)) in self.virtio.iter().zip(&other.virtio).enumerate() {
+            check(format!("virtio device {index}: transport"), a.transport == b.transport);
+            check(format!("virtio device {index}"), a.device == b.device);
+        }
         check("ended".into(), self.ended == other.ended);
         found
     }
@@ -207,8 +215,7 @@ fn told_by_the_api(mut events: kvm_vcpu_events) -> kvm_vcpu_events {
 mod tests {
     use super::*;
 
-    const CONFIG: MachineConfig =
-        MachineConfig { vcpu_count: 3, mem_size_mib: 512, huge_pages: false, track_dirty_pages: true };
+    const CONFIG: MachineConfig = MachineConfig::new(3, 512);
 
     #[test]
     fn description_comes_back_as_it_was() {
@@ -220,7 +227,7 @@ mod tests {
         let good = describe(&CONFIG);
         let mut newer = good.clone();
         newer[0] += 1;
-        assert!(matches!(read_description(&newer), Err(StateError::Version { version: 2, .. })));
+        assert!(matches!(read_description(&newer), Err(StateError::Version { version: 3, .. })));
         for len in 0..good.len() {
             assert!(read_description(&good[..len]).is_err(), "{len} bytes");
         }

@@ -16,7 +16,7 @@ use resources::protocol::{ExpectedCounter, Line};
 use vmm::{Boot, Exit, KernelImage, Machine, MachineConfig, MachineState, StandbyHost};
 
 fn config(vcpu_count: u8) -> MachineConfig {
-    MachineConfig { vcpu_count, mem_size_mib: 64, huge_pages: false, track_dirty_pages: false }
+    MachineConfig::new(vcpu_count, 64)
 }
 
 fn embedded(vcpu_count: u8, parameters: &str) -> (Machine, Output) {

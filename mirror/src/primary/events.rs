@@ -29,6 +29,8 @@ pub enum Event {
         produced: u64,
         /// Position after the last byte of output that has left.
         released: u64,
+        /// Whether other output waits that no epoch knows of.
+        waits: bool,
         /// Pages dirty so far in this epoch, if known.
         dirty: Option<u64>,
     },

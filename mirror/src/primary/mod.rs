@@ -202,7 +202,10 @@ impl Primary {
             Event::Connected => self.join(actions),
             Event::Received { header, message } => self.received(&header, message, actions),
             Event::LinkLost { reason } => self.standby_lost(reason, actions),
-            Event::Tick { produced, released, dirty } => self.tick(produced, released, dirty, actions),
+            Event::Tick { produced, released, waits, dirty } => {
+                let waits = waits || produced > self.output_end;
+                self.tick(waits, released, dirty, actions);
+            }
             Event::Tracking { pages } => self.begin_round(pages, actions),
             Event::RoundSent { pages, bytes } => {
                 self.round_sent = (pages, bytes);
@@ -406,7 +409,7 @@ impl Primary {
         }
     }
 
-    fn tick(&mut self, produced: u64, released: u64, dirty: Option<u64>, actions: &mut Vec<Action>) {
+    fn tick(&mut self, waits: bool, released: u64, dirty: Option<u64>, actions: &mut Vec<Action>) {
         let Settings { heartbeat, misses, interval, min_interval, dirty_budget, .. } = self.settings;
         match self.phase {
             Phase::Joining | Phase::Seeding | Phase::Lockstep => {}
@@ -441,7 +444,7 @@ impl Primary {
         }
         if let (Phase::Lockstep, Flow::Running { since }) = (self.phase, self.flow) {
             let age = self.now.saturating_sub(since);
-            let urgent = produced > self.output_end || dirty.is_some_and(|pages| pages >= dirty_budget);
+            let urgent = waits || dirty.is_some_and(|pages| pages >= dirty_budget);
             if age >= interval || (urgent && age >= min_interval) || self.ended.is_some() {
                 self.take_epoch(actions);
             }

@@ -400,7 +400,7 @@ impl<G: Guest + 'static> Driver<G> {
         match dirty {
             Ok(dirty) => {
                 let (produced, released) = (self.console.produced(), self.console.written());
-                self.feed(Event::Tick { produced, released, dirty });
+                self.feed(Event::Tick { produced, released, waits: self.guest.output_waits(), dirty });
             }
             Err(error) => {
                 self.feed(Event::Failed { reason: format!("the dirty log cannot be read: {error}") });
@@ -443,15 +443,22 @@ impl<G: Guest + 'static> Driver<G> {
                 self.guest.harvest(&mut self.dirty)?;
                 return Ok(Some(Event::Harvested { pages: self.dirty.count() }));
             }
-            Action::Hold => self.console.hold(),
+            Action::Hold => {
+                self.console.hold();
+                self.guest.hold_output();
+            }
             Action::TakeEpoch { epoch } => return self.take_epoch(epoch).map(Some),
             Action::SendEpoch { epoch } => self.send_epoch(epoch)?,
             Action::Release { epoch, output_end } => self.release(epoch, output_end),
             Action::PutBack => self.dirty.union(&self.flight.pages),
             Action::Claim { expected } => return Ok(Some(Event::Claimed(self.claim(expected)))),
-            Action::PassOutput => self.console.pass(),
+            Action::PassOutput => {
+                self.console.pass();
+                self.guest.pass_output();
+            }
             Action::Freeze => {
                 self.console.freeze();
+                self.guest.freeze_output();
                 self.guest.pause()?;
             }
             Action::Close => {
@@ -518,6 +525,7 @@ impl<G: Guest + 'static> Driver<G> {
 
     fn release(&mut self, epoch: Epoch, output_end: u64) {
         self.console.allow(output_end);
+        self.guest.release_output();
         let commit_us = self.flight.resumed.elapsed().as_micros() as u64;
         self.times.record_pause(&self.flight.pause);
         self.times.record_commit(commit_us);

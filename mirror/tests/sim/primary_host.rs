@@ -322,7 +322,7 @@ impl PrimaryHost {
         }
         let (produced, released) = (self.console.produced(), self.console.written());
         let dirty = Some(self.guest.dirty().count());
-        self.handle(reach.now, Event::Tick { produced, released, dirty });
+        self.handle(reach.now, Event::Tick { produced, released, waits: false, dirty });
         true
     }
 

@@ -5,7 +5,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use devices::{BusError, SerialState};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use mirror::console::Console;
@@ -22,7 +21,7 @@ use crate::host::{Host, HostError};
 use crate::kick::Kick;
 use crate::memory::{self, Memory, MemoryError, Slots};
 use crate::msrs::{MsrBuffer, MsrError};
-use crate::platform::Platform;
+use crate::platform::{DevicesCapture, Platform, PlatformError};
 use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_state::{VcpuCapture, VcpuStateError};
 use crate::vm_state::VmCapture;
@@ -71,7 +70,7 @@ pub enum CreateError {
     Vcpu(#[from] VcpuStateError),
     /// Devices.
     #[error(transparent)]
-    Bus(#[from] BusError),
+    Platform(#[from] PlatformError),
     /// Threads and their signal.
     #[error("starting the vCPU threads: {0}")]
     Threads(io::Error),
@@ -117,7 +116,7 @@ impl Machine {
         create_interrupt_controllers(&vm)?;
         let tracker = request("KVM_ENABLE_CAP", dirty::tracker(host.tracker(), &vm, &slots))?;
         let (vcpus, kicks) = create_vcpus(host, &vm, config.vcpu_count)?;
-        let platform = Platform::new(&vm, &console)?;
+        let platform = Platform::new(&config.devices, &vm, memory.ram(), &console)?;
         let shared = Arc::new(Shared {
             vcpus,
             crew: Crew::new(kicks),
@@ -136,7 +135,7 @@ impl Machine {
             shared,
             threads: Vec::new(),
             vm_capture: VmCapture::default(),
-            serial_capture: SerialState::default(),
+            devices_capture: DevicesCapture::default(),
             ended_at_capture: None,
             tracking: false,
             phases: PausePhases::default(),

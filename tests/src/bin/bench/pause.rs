@@ -39,8 +39,7 @@ pub(crate) fn measure() -> Vec<Pause> {
 }
 
 fn at(dirty_pages: u64, vcpus: u8) -> Pause {
-    let config =
-        MachineConfig { vcpu_count: vcpus, mem_size_mib: 256, huge_pages: false, track_dirty_pages: false };
+    let config = MachineConfig::new(vcpus, 256);
     let rate = dirty_pages * 1000 / INTERVAL.as_millis() as u64;
     let cmdline = format!("workload=dirty cpus={vcpus} dirty.rate={rate} dirty.set=128 dirty.pattern=seq");
     let settings = Settings {

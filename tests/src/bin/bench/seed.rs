@@ -48,8 +48,7 @@ pub(crate) fn measure() -> Seed {
 
 /// Pages of the first round, and how long it took in microseconds up to the standby's answer.
 fn seed_once() -> (u64, u64) {
-    let config =
-        MachineConfig { vcpu_count: 1, mem_size_mib: MEM_MIB, huge_pages: false, track_dirty_pages: false };
+    let config = MachineConfig::new(1, MEM_MIB);
     // The fill is done before the mirror begins; then the guest stands nearly idle.
     let cmdline = "workload=dirty dirty.rate=1 dirty.content=random";
     let pair = Pair::start_when(&config, cmdline, "tcp:127.0.0.1:0", Settings::default(), |screen| {

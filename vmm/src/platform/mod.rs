@@ -1,17 +1,50 @@
 //! The devices of the machine at their places, and the ways in which a guest asks for its end.
 
+mod build;
+mod device_loop;
+mod virtio;
+
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::exit_port::EXIT_PORT;
 use devices::i8042::{I8042_LEN, I8042_PORT};
 use devices::serial::{SERIAL_IRQ, SERIAL_LEN, SERIAL_PORT};
+use devices::virtio::VirtioState;
 use devices::{Bus, BusError, ExitPort, I8042, Serial, SerialState};
 use kvm_ioctls::VmFd;
 use mirror::console::Console;
+use mirror::memory::GuestRam;
+use thiserror::Error;
 use vm_superio::Trigger;
 
+use crate::config::DevicesConfig;
 use crate::exit::Exit;
+
+pub use build::DeviceCreateError;
+use virtio::VirtioDevices;
+pub use virtio::{AttachError, MAX_VIRTIO_DEVICES, MmioWindow};
+
+/// Why the devices of a machine cannot be had.
+#[derive(Debug, Error)]
+pub enum PlatformError {
+    /// Two devices want the same place.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A device cannot be created.
+    #[error(transparent)]
+    Create(#[from] DeviceCreateError),
+    /// A virtio device cannot be put into the machine.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+/// Where the state of the devices is captured to.
+#[derive(Default)]
+pub(crate) struct DevicesCapture {
+    pub(crate) serial: SerialState,
+    pub(crate) virtio: Vec<VirtioState>,
+}
 
 /// An interrupt line of the in-kernel interrupt controllers. A pulse is in their state when the call returns, which an
 /// eventfd would not promise: an interrupt that is still on its way when the guest pauses would be lost to its twin.
@@ -52,12 +85,18 @@ pub(crate) struct Platform {
     pub(crate) pio: Bus,
     pub(crate) mmio: Bus,
     pub(crate) serial: Arc<Mutex<SerialPort>>,
+    pub(crate) virtio: VirtioDevices,
     /// The end that the guest has asked for.
     request: Arc<Mutex<Option<Exit>>>,
 }
 
 impl Platform {
-    pub(crate) fn new(vm: &Arc<VmFd>, console: &Arc<Console>) -> Result<Self, BusError> {
+    pub(crate) fn new(
+        config: &DevicesConfig,
+        vm: &Arc<VmFd>,
+        ram: &Arc<GuestRam>,
+        console: &Arc<Console>,
+    ) -> Result<Self, PlatformError> {
         let line = IrqLine { vm: Arc::clone(vm), irq: SERIAL_IRQ };
         let serial = Arc::new(Mutex::new(Serial::new(line, ConsoleSink(Arc::clone(console)))));
         let request = Arc::new(Mutex::new(None));
@@ -74,7 +113,9 @@ impl Platform {
         pio.insert(I8042_PORT, I8042_LEN, Arc::new(Mutex::new(controller)))?;
         let exit_port = ExitPort::new(move |code| on_code(Exit::Code(code)));
         pio.insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit_port)))?;
-        Ok(Self { pio, mmio: Bus::new(), serial, request })
+        let mut mmio = Bus::new();
+        let virtio = VirtioDevices::attach(build::devices(config, ram)?, ram, vm, &mut mmio)?;
+        Ok(Self { pio, mmio, serial, virtio, request })
     }
 
     /// The end that the guest has asked for since the last call.
@@ -86,9 +127,10 @@ impl Platform {
         lock(&self.serial)
     }
 
-    /// Copies the state of all devices to `serial`.
-    pub(crate) fn save(&self, serial: &mut SerialState) {
-        self.serial().save(serial);
+    /// Copies the state of all devices.
+    pub(crate) fn save(&self, capture: &mut DevicesCapture) {
+        self.serial().save(&mut capture.serial);
+        self.virtio.save(&mut capture.virtio);
     }
 }
 
