@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::block::BlockState;
 use super::queue::RingState;
 
 /// The transport's registers and the queues.
@@ -42,4 +43,6 @@ pub enum DeviceState {
     /// Nothing beyond registers and queues.
     #[default]
     None,
+    /// A disk.
+    Block(BlockState),
 }

@@ -1,0 +1,58 @@
+//! What a block device is made from.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A virtio disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockConfig {
+    /// Its name; the guest reads the first 20 bytes of it as the disk's serial number.
+    pub id: String,
+    /// The image, or a block device.
+    pub path: PathBuf,
+    /// How the image is made.
+    pub format: ImageFormat,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Whether the guest's root file system is on it.
+    pub root: bool,
+    /// What becomes of a flush.
+    pub cache: CacheType,
+    /// Who carries requests out.
+    pub engine: EngineKind,
+}
+
+/// The format of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageFormat {
+    /// Raw, unless the file begins like a qcow2 image.
+    #[default]
+    Detect,
+    /// The bytes of the disk.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+/// What becomes of a flush.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheType {
+    /// The guest is told that there is no need to flush: what it has written may be lost when the host loses power.
+    #[default]
+    Unsafe,
+    /// A flush returns when everything written before is on stable storage.
+    Writeback,
+}
+
+/// Who carries requests out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EngineKind {
+    /// io_uring where the kernel has it and the image is raw, threads otherwise.
+    #[default]
+    Auto,
+    /// Threads.
+    Threads,
+    /// io_uring; an error where it cannot be had.
+    IoUring,
+}

@@ -1,0 +1,198 @@
+//! A disk image: a raw file, a block device, or qcow2.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use imago::qcow2::Qcow2;
+use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
+use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use thiserror::Error;
+
+use super::config::ImageFormat;
+use super::request::{Operation, SECTOR};
+use crate::virtio::chain::Chain;
+use crate::virtio::iovec::IoVecs;
+
+/// How a qcow2 image begins.
+const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
+
+/// Why an image cannot be used.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// It cannot be opened.
+    #[error("cannot open the disk image {path} for {}: {cause}", if *.writable { "reading and writing" } else { "reading" })]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Whether it was to be written.
+        writable: bool,
+        /// What the system answered.
+        cause: io::Error,
+    },
+    /// It is no file and no block device.
+    #[error("the disk image {path} is neither a file nor a block device")]
+    Kind {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Its length is no number of sectors.
+    #[error("the disk image {path} has {len} bytes, which is not a multiple of {SECTOR}: append zeros to it")]
+    Length {
+        /// Which.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
+}
+
+/// An open image.
+pub(super) enum Image {
+    Raw(File),
+    /// One request at a time: its tables are shared.
+    Qcow2(Box<Mutex<FormatAccess<imago::file::File>>>),
+}
+
+impl Image {
+    /// Opens the image at `path`. Both sides of a mirrored guest have a shared image open, so none locks it.
+    pub(super) fn open(path: &Path, format: ImageFormat, writable: bool) -> Result<Self, ImageError> {
+        let failed = |cause| ImageError::Open { path: path.into(), writable, cause };
+        let mut file = OpenOptions::new().read(true).write(writable).open(path).map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
+            return Err(ImageError::Kind { path: path.into() });
+        }
+        let is_qcow2 = match format {
+            ImageFormat::Raw => false,
+            ImageFormat::Qcow2 => true,
+            ImageFormat::Detect => {
+                let mut magic = [0; 4];
+                let read = file.read(&mut magic).map_err(failed)?;
+                read == magic.len() && magic == QCOW2_MAGIC
+            }
+        };
+        if !is_qcow2 {
+            return Ok(Self::Raw(file));
+        }
+        let image = Qcow2::<imago::file::File>::builder_path(path)
+            .write(writable)
+            .open(PermissiveImplicitOpenGate::default())
+            .map_err(failed)?;
+        Ok(Self::Qcow2(Box::new(Mutex::new(FormatAccess::new(image)))))
+    }
+
+    /// Length in bytes.
+    pub(super) fn len(&self) -> io::Result<u64> {
+        match self {
+            Self::Raw(file) => (&*file).seek(SeekFrom::End(0)),
+            Self::Qcow2(image) => Ok(locked(image).size()),
+        }
+    }
+
+    /// Carries out `operation` on the bytes of `chain`, in the calling thread.
+    pub(super) fn carry_out(&self, operation: Operation, chain: &Chain) -> io::Result<()> {
+        match self {
+            Self::Raw(file) => raw(file, operation, chain),
+            Self::Qcow2(image) => qcow2(&mut locked(image), operation, chain),
+        }
+    }
+
+    /// How many requests can be carried out at once with use.
+    pub(super) fn parallelism(&self) -> usize {
+        match self {
+            Self::Raw(_) => 4,
+            Self::Qcow2(_) => 1,
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The bytes of a read or write as the kernel takes them.
+pub(super) fn vectors(operation: Operation, chain: &Chain) -> Option<IoVecs> {
+    match operation {
+        Operation::Read { len, .. } => Some(IoVecs::writable(chain, 0, len)),
+        // Behind the header.
+        Operation::Write { len, .. } => Some(IoVecs::readable(chain, 16, len)),
+        _ => None,
+    }
+}
+
+/// How fallocate makes a hole or zeros.
+pub(super) fn zeroing(unmap: bool) -> FallocateFlags {
+    let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+    how | FallocateFlags::KEEP_SIZE
+}
+
+fn raw(file: &File, operation: Operation, chain: &Chain) -> io::Result<()> {
+    match operation {
+        Operation::Read { at, len } => {
+            let vectors = IoVecs::writable(chain, 0, len);
+            let count = vector_call(&vectors, |pointer, count| {
+                // SAFETY: the vectors lead to guest memory, which `vectors` keeps mapped; no Rust reference to it exists.
+                unsafe { libc::preadv(file.as_raw_fd(), pointer, count, at as libc::off_t) }
+            })?;
+            vectors.mark_dirty(count);
+            whole(count, len)
+        }
+        Operation::Write { at, len } => {
+            let vectors = IoVecs::readable(chain, 16, len);
+            let count = vector_call(&vectors, |pointer, count| {
+                // SAFETY: as above; the kernel only reads.
+                unsafe { libc::pwritev(file.as_raw_fd(), pointer, count, at as libc::off_t) }
+            })?;
+            whole(count, len)
+        }
+        Operation::Flush => Ok(fdatasync(file)?),
+        Operation::Discard { at, len } => Ok(fallocate(file, zeroing(true), at, len)?),
+        Operation::Zero { at, len, unmap } => Ok(fallocate(file, zeroing(unmap), at, len)?),
+    }
+}
+
+fn vector_call(
+    vectors: &IoVecs,
+    call: impl Fn(*const libc::iovec, libc::c_int) -> isize,
+) -> io::Result<usize> {
+    let slice = vectors.as_slice();
+    loop {
+        if let Ok(count) = usize::try_from(call(slice.as_ptr(), slice.len() as libc::c_int)) {
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// An image that has become shorter, or a disk that is full, carries out a part.
+pub(super) fn whole(count: usize, len: u32) -> io::Result<()> {
+    if count == len as usize { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn qcow2(image: &mut FormatAccess<imago::file::File>, operation: Operation, chain: &Chain) -> io::Result<()> {
+    match operation {
+        Operation::Read { at, len } => {
+            let mut bytes = vec![0; len as usize];
+            image.read(&mut bytes[..], at)?;
+            chain.write(0, &bytes);
+            Ok(())
+        }
+        Operation::Write { at, len } => {
+            let mut bytes = vec![0; len as usize];
+            chain.read(16, &mut bytes);
+            image.write(&bytes[..], at)
+        }
+        Operation::Flush => {
+            image.flush()?;
+            image.sync()
+        }
+        Operation::Discard { at, len } => image.discard_to_any(at, len),
+        Operation::Zero { at, len, unmap: true } => image.discard_to_zero(at, len),
+        Operation::Zero { at, len, unmap: false } => image.write_zeroes(at, len),
+    }
+}

@@ -1,0 +1,362 @@
+//! A virtio disk (virtio 1.2, 5.2) on an image that both sides of a mirrored guest may share.
+//!
+//! Requests that change the image are held until the epoch that knows of them is committed, then carried out, then
+//! completed; reads and flushes are carried out at once. So the image is always what the last committed epoch says,
+//! but for requests that this epoch has in flight: those may or may not have been carried out, and a standby that takes
+//! over carries them out again, from the same memory and therefore with the same bytes. A flush covers what was completed
+//! before it (virtio 1.2, 5.2.6.2), all of which the image has by then; so it need not wait for an epoch. A read that
+//! runs beside a write of the same sectors has no order with it by virtio either.
+
+pub mod config;
+mod engine;
+mod image;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use vmm_sys_util::epoll::EventSet;
+
+pub use config::{BlockConfig, CacheType, EngineKind, ImageFormat};
+pub use image::ImageError;
+
+use self::engine::{Done, Engine, Job, Pool, Ring};
+use self::image::Image;
+use self::request::{ID_LEN, Limits, MAX_SPAN, Operation, Request, SECTOR, Status};
+use super::chain::Chain;
+use super::device::{DeviceError, DeviceType, Source, VirtioDevice, read_config};
+use super::held::{Held, OutputPolicy};
+use super::queue::VirtQueue;
+use super::slot::RestoreError;
+use super::state::DeviceState;
+
+/// Descriptors of the one queue, and so the most requests in flight.
+pub const QUEUE_SIZE: u16 = 256;
+/// Most buffers of one request, told to the driver: its header and status take two more descriptors.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Length of the configuration space up to the end of what discards and zeroes need.
+const CONFIG_LEN: usize = 60;
+
+/// What a block device holds beyond its registers and queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    /// Heads of the requests in flight, in the order in which they came.
+    pub in_flight: Vec<u16>,
+}
+
+/// Why a disk cannot be had.
+#[derive(Debug, Error)]
+pub enum BlockError {
+    /// The image.
+    #[error("drive {id}: {cause}")]
+    Image {
+        /// The drive's name.
+        id: String,
+        /// What is wrong with it.
+        cause: ImageError,
+    },
+    /// Whoever carries requests out.
+    #[error("drive {id}: cannot set up {what}: {cause}")]
+    Engine {
+        /// The drive's name.
+        id: String,
+        /// What could not be set up.
+        what: &'static str,
+        /// What the system answered.
+        cause: io::Error,
+    },
+    /// io_uring was asked for.
+    #[error("drive {id}: io_uring works on raw images only; leave the engine out, or give a raw image")]
+    NotRaw {
+        /// The drive's name.
+        id: String,
+    },
+}
+
+/// A virtio disk.
+pub struct Block {
+    id: [u8; ID_LEN],
+    limits: Limits,
+    features: u64,
+    config: [u8; CONFIG_LEN],
+    engine: Box<dyn Engine>,
+    /// Requests that change the image and wait for their epoch.
+    held: Held<u16>,
+    /// In flight when the device was saved: to be carried out again.
+    again: VecDeque<u16>,
+    /// Under way in the engine, in the order in which they came.
+    under_way: Vec<u16>,
+    done: VecDeque<Done>,
+}
+
+impl Block {
+    /// Opens the image that `config` names.
+    ///
+    /// # Errors
+    /// [`BlockError`]
+    pub fn create(config: &BlockConfig) -> Result<Self, BlockError> {
+        let (image, sectors) = open(config)?;
+        let mut this = Self {
+            id: name(&config.id),
+            limits: Limits { sectors, read_only: config.read_only },
+            features: features(config),
+            config: [0; CONFIG_LEN],
+            engine: engine(config, &image)?,
+            held: Held::with_capacity(QUEUE_SIZE.into()),
+            again: VecDeque::new(),
+            under_way: Vec::with_capacity(QUEUE_SIZE.into()),
+            done: VecDeque::new(),
+        };
+        this.write_config_space();
+        Ok(this)
+    }
+
+    fn write_config_space(&mut self) {
+        let mut put = |at: usize, value: &[u8]| self.config[at..at + value.len()].copy_from_slice(value);
+        put(0, &self.limits.sectors.to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        // max_discard_sectors, max_discard_seg, discard_sector_alignment
+        put(36, &MAX_SPAN.to_le_bytes());
+        put(40, &1_u32.to_le_bytes());
+        put(44, &8_u32.to_le_bytes());
+        // max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap
+        put(48, &MAX_SPAN.to_le_bytes());
+        put(52, &1_u32.to_le_bytes());
+        put(56, &[1]);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.held.len() + self.under_way.len() + self.again.len()
+    }
+
+    /// Takes what the driver has made available.
+    fn take(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
+        loop {
+            queue.silence()?;
+            while let Some(chain) = queue.pop()? {
+                if self.in_flight() >= usize::from(queue.size()) {
+                    return Err(DeviceError::Request("more disk requests in flight than the queue is long"));
+                }
+                self.begin(chain, queue, true)?;
+            }
+            if !queue.listen()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins with a request. One that changes the image waits first if it `may_wait`.
+    fn begin(&mut self, chain: Chain, queue: &mut VirtQueue, may_wait: bool) -> Result<(), DeviceError> {
+        match Request::parse(&chain, self.limits)? {
+            Request::Image(operation) if may_wait && operation.changes_the_image() => {
+                self.held.push(chain.head());
+            }
+            Request::Image(operation) => {
+                self.under_way.push(chain.head());
+                self.engine.submit(Job { operation, chain });
+            }
+            Request::Id => {
+                chain.write(0, &self.id);
+                answer(&chain, Status::Ok, ID_LEN as u32, queue)?;
+            }
+            Request::Refused(status) => answer(&chain, status, 0, queue)?,
+        }
+        Ok(())
+    }
+
+    /// Begins with what was in flight at a save, and with what is no longer to be held.
+    fn go_on(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
+        while let Some(head) = self.again.pop_front() {
+            let chain = queue.chain(head)?;
+            self.begin(chain, queue, true)?;
+        }
+        while let Some(head) = self.held.pop() {
+            let chain = queue.chain(head)?;
+            self.begin(chain, queue, false)?;
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
+        self.engine.collect(&mut self.done);
+        while let Some(Done { job: Job { operation, chain }, result }) = self.done.pop_front() {
+            self.under_way.retain(|&head| head != chain.head());
+            let status = match &result {
+                Ok(()) => Status::Ok,
+                Err(cause) if cause.raw_os_error() == Some(libc::EOPNOTSUPP) => Status::Unsupported,
+                Err(_) => Status::IoError,
+            };
+            let read = match operation {
+                Operation::Read { len, .. } => len,
+                _ => 0,
+            };
+            answer(&chain, status, read, queue)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that the device can do now.
+    fn work(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
+        self.complete(queue)?;
+        self.go_on(queue)?;
+        self.take(queue)?;
+        self.go_on(queue)?;
+        self.engine.begin();
+        Ok(queue.notify()?)
+    }
+}
+
+/// Writes the status byte, the last of the chain, and gives the chain back with `len` bytes of data before it.
+fn answer(chain: &Chain, status: Status, len: u32, queue: &mut VirtQueue) -> Result<(), DeviceError> {
+    chain.write(chain.writable_len() - 1, &[status as u8]);
+    Ok(queue.complete(chain.head(), len + 1)?)
+}
+
+fn open(config: &BlockConfig) -> Result<(Arc<Image>, u64), BlockError> {
+    let failed = |cause| BlockError::Image { id: config.id.clone(), cause };
+    let image = Image::open(&config.path, config.format, !config.read_only).map_err(failed)?;
+    let len = image.len().map_err(|cause| {
+        failed(ImageError::Open { path: config.path.clone(), writable: !config.read_only, cause })
+    })?;
+    if !len.is_multiple_of(SECTOR) {
+        return Err(failed(ImageError::Length { path: config.path.clone(), len }));
+    }
+    Ok((Arc::new(image), len / SECTOR))
+}
+
+fn engine(config: &BlockConfig, image: &Arc<Image>) -> Result<Box<dyn Engine>, BlockError> {
+    let failed = |what| move |cause| BlockError::Engine { id: config.id.clone(), what, cause };
+    if config.engine != EngineKind::Threads {
+        match Ring::new(image, QUEUE_SIZE) {
+            Ok(Some(ring)) => return Ok(Box::new(ring)),
+            Ok(None) if config.engine == EngineKind::IoUring => {
+                return Err(BlockError::NotRaw { id: config.id.clone() });
+            }
+            Err(cause) if config.engine == EngineKind::IoUring => return Err(failed("io_uring")(cause)),
+            // Threads do on every kernel.
+            _ => {}
+        }
+    }
+    Ok(Box::new(Pool::new(image).map_err(failed("its threads"))?))
+}
+
+fn features(config: &BlockConfig) -> u64 {
+    let mut features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
+    if config.cache == CacheType::Writeback {
+        features |= 1 << VIRTIO_BLK_F_FLUSH;
+    }
+    features |= if config.read_only {
+        1 << VIRTIO_BLK_F_RO
+    } else {
+        1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+    };
+    features
+}
+
+fn name(id: &str) -> [u8; ID_LEN] {
+    let mut name = [0; ID_LEN];
+    let len = id.len().min(ID_LEN);
+    name[..len].copy_from_slice(&id.as_bytes()[..len]);
+    name
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Block
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, _features: u64, _queues: &mut [VirtQueue]) {}
+
+    fn reset(&mut self) {
+        // Afterwards the guest's memory is its own again.
+        self.engine.wait();
+        self.engine.collect(&mut self.done);
+        self.done.clear();
+        self.held.clear();
+        self.again.clear();
+        self.under_way.clear();
+    }
+
+    fn doorbell(&mut self, _index: usize, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {
+        self.attend(queues)
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source { fd: self.engine.fd(), events: EventSet::IN }]
+    }
+
+    fn ready(&mut self, _index: usize, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {
+        self.attend(queues)
+    }
+
+    fn set_output(&mut self, policy: OutputPolicy) {
+        self.held.set_policy(policy);
+    }
+
+    fn release_output(&mut self) {
+        self.held.release();
+    }
+
+    fn output_waits(&self) -> bool {
+        self.held.waits()
+    }
+
+    fn attend(&mut self, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {
+        if let Some(queue) = queues.first_mut() {
+            return self.work(queue);
+        }
+        // Nothing is under way without a driver; the descriptor must not stay readable.
+        self.engine.collect(&mut self.done);
+        self.done.clear();
+        Ok(())
+    }
+
+    fn drain(&mut self) {
+        self.engine.wait();
+    }
+
+    fn save(&mut self, state: &mut DeviceState) {
+        if !matches!(state, DeviceState::Block(_)) {
+            let in_flight = Vec::with_capacity(QUEUE_SIZE.into());
+            *state = DeviceState::Block(BlockState { in_flight });
+        }
+        if let DeviceState::Block(state) = state {
+            state.in_flight.clear();
+            state.in_flight.extend(self.under_way.iter().chain(&self.again).chain(self.held.iter()));
+        }
+        self.held.mark();
+    }
+
+    fn restore(&mut self, state: &DeviceState, queues: &mut [VirtQueue]) -> Result<(), RestoreError> {
+        let DeviceState::Block(state) = state else { return Err(RestoreError::Kind(DeviceType::Block)) };
+        let size = queues.first().map_or(0, |queue| usize::from(queue.size()));
+        if state.in_flight.len() > size {
+            let reason = "more requests are in flight than its queue is long";
+            return Err(RestoreError::Field { device: DeviceType::Block, reason });
+        }
+        self.again.extend(&state.in_flight);
+        Ok(())
+    }
+}

@@ -1,0 +1,262 @@
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::NamedTempFile;
+
+use super::*;
+use crate::virtio::driver::Driver;
+
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const ZEROES: u32 = 13;
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
+
+fn image() -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    let bytes: Vec<u8> = (0..1_u32 << 20).map(|at| (at / 512) as u8).collect();
+    file.write_all(&bytes).unwrap();
+    file
+}
+
+fn config(path: &Path, engine: EngineKind) -> BlockConfig {
+    BlockConfig {
+        id: "a disk with a name of more than twenty bytes".into(),
+        path: path.into(),
+        format: ImageFormat::Detect,
+        read_only: false,
+        root: false,
+        cache: CacheType::Writeback,
+        engine,
+    }
+}
+
+fn device(config: &BlockConfig) -> Box<Block> {
+    Box::new(Block::create(config).unwrap())
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn span(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+/// Lets the device work until it has used `count` chains.
+fn await_used(driver: &mut Driver, count: usize) -> Vec<(u16, u32)> {
+    let mut used = driver.used(0);
+    while used.len() < count {
+        driver.mmio.slot().drain();
+        driver.mmio.slot().ready(0);
+        used.extend(driver.used(0));
+    }
+    used
+}
+
+/// Carries out one request and returns status and data.
+fn carry_out(driver: &mut Driver, kind: u32, sector: u64, data: &[u8], room: usize) -> (u8, Vec<u8>) {
+    let request = driver.add(0, &[&header(kind, sector), data], &[room, 1]);
+    driver.ring(0);
+    let used = await_used(driver, 1);
+    assert_eq!(used[0].0, request.head);
+    let status = driver.read(request.writable[1].0, 1)[0];
+    (status, driver.read(request.writable[0].0, room))
+}
+
+#[test]
+fn what_is_written_is_read_back_and_on_the_image() {
+    for engine in ENGINES {
+        let image = image();
+        let mut driver = Driver::start(device(&config(image.path(), engine)), 0);
+        let data: Vec<u8> = (0..4096_u32).map(|at| (at % 251) as u8).collect();
+        assert_eq!(carry_out(&mut driver, WRITE, 8, &data, 0).0, OK);
+        assert_eq!(carry_out(&mut driver, FLUSH, 0, &[], 0).0, OK);
+        assert_eq!(carry_out(&mut driver, READ, 8, &[], 4096), (OK, data.clone()));
+        let mut stored = vec![0; 4096];
+        image.as_file().read_exact_at(&mut stored, 4096).unwrap();
+        assert_eq!(stored, data);
+        assert_eq!(driver.take_interrupt(), 1);
+    }
+}
+
+#[test]
+fn every_write_to_guest_memory_is_marked_dirty() {
+    for engine in ENGINES {
+        let image = image();
+        let mut driver = Driver::start(device(&config(image.path(), engine)), 0);
+        let request = driver.add(0, &[&header(READ, 3)], &[3 * 4096, 4096, 1]);
+        driver.begin_watch();
+        driver.ring(0);
+        await_used(&mut driver, 1);
+        assert!(driver.check_changes_are_marked() >= 5, "four pages of data and the used ring");
+        assert_eq!(driver.read(request.writable[0].0, 512), [3; 512]);
+        let request = driver.add(0, &[&header(GET_ID, 0)], &[20, 1]);
+        driver.begin_watch();
+        driver.ring(0);
+        await_used(&mut driver, 1);
+        driver.check_changes_are_marked();
+        assert_eq!(driver.read(request.writable[0].0, 20), b"a disk with a name o");
+    }
+}
+
+#[test]
+fn discards_and_zeroes_leave_zeros() {
+    for engine in ENGINES {
+        let image = image();
+        let mut driver = Driver::start(device(&config(image.path(), engine)), 0);
+        assert_eq!(carry_out(&mut driver, DISCARD, 0, &span(8, 8, 0), 0).0, OK);
+        assert_eq!(carry_out(&mut driver, ZEROES, 0, &span(16, 8, 1), 0).0, OK);
+        let zeroed = carry_out(&mut driver, ZEROES, 0, &span(24, 1, 0), 0).0;
+        assert!(zeroed == OK || zeroed == UNSUPPORTED, "what the file system has not it says: {zeroed}");
+        let sectors = if zeroed == OK { 17 } else { 16 };
+        assert_eq!(carry_out(&mut driver, READ, 8, &[], 512 * sectors).1, vec![0; 512 * sectors]);
+        assert_eq!(carry_out(&mut driver, READ, 25, &[], 512).1, [25; 512]);
+        assert_eq!(carry_out(&mut driver, ZEROES, 0, &span(0, 8, 2), 0).0, UNSUPPORTED);
+        assert_eq!(carry_out(&mut driver, DISCARD, 0, &span(2047, 2, 0), 0).0, IO_ERROR);
+        assert_eq!(carry_out(&mut driver, DISCARD, 0, &[0; 15], 0).0, UNSUPPORTED);
+    }
+}
+
+#[test]
+fn requests_beyond_the_disk_or_of_half_sectors_fail_and_change_nothing() {
+    let image = image();
+    let before = fs::read(image.path()).unwrap();
+    let mut driver = Driver::start(device(&config(image.path(), EngineKind::Auto)), 0);
+    for sector in [2048, 2047, u64::MAX, u64::MAX / 512] {
+        assert_eq!(carry_out(&mut driver, READ, sector, &[], 1024).0, IO_ERROR);
+        assert_eq!(carry_out(&mut driver, WRITE, sector, &[1; 1024], 0).0, IO_ERROR);
+    }
+    assert_eq!(carry_out(&mut driver, WRITE, 0, &[1; 100], 0).0, IO_ERROR);
+    assert_eq!(carry_out(&mut driver, READ, 0, &[], 100).0, IO_ERROR);
+    assert_eq!(carry_out(&mut driver, 77, 0, &[], 0).0, UNSUPPORTED);
+    assert_eq!(fs::read(image.path()).unwrap(), before);
+}
+
+#[test]
+fn read_only_disk_is_not_written() {
+    let image = image();
+    let before = fs::read(image.path()).unwrap();
+    let mut driver =
+        Driver::start(device(&BlockConfig { read_only: true, ..config(image.path(), EngineKind::Auto) }), 0);
+    assert_ne!(driver.offered() & 1 << VIRTIO_BLK_F_RO, 0);
+    assert_eq!(carry_out(&mut driver, WRITE, 0, &[1; 512], 0).0, IO_ERROR);
+    assert_eq!(carry_out(&mut driver, DISCARD, 0, &span(0, 8, 0), 0).0, IO_ERROR);
+    assert_eq!(fs::read(image.path()).unwrap(), before);
+}
+
+#[test]
+fn request_without_header_or_status_needs_a_reset() {
+    let image = image();
+    for (readable, writable) in [(&[0; 8][..], &[1][..]), (&header(READ, 0), &[])] {
+        let mut driver = Driver::start(device(&config(image.path(), EngineKind::Auto)), 0);
+        driver.add(0, &[readable], writable);
+        driver.ring(0);
+        assert!(driver.needs_reset());
+    }
+}
+
+#[test]
+fn write_reaches_the_image_only_when_its_epoch_is_committed_and_reads_do_not_wait() {
+    for engine in ENGINES {
+        let image = image();
+        let mut driver = Driver::start(device(&config(image.path(), engine)), 0);
+        driver.mmio.slot().set_output(OutputPolicy::Hold);
+        driver.add(0, &[&header(WRITE, 0), &[0xaa; 512]], &[1]);
+        driver.add(0, &[&header(READ, 9)], &[512, 1]);
+        driver.ring(0);
+        assert_eq!(await_used(&mut driver, 1).len(), 1, "the read");
+        assert!(driver.mmio.slot().output_waits());
+        let first = || fs::read(image.path()).unwrap()[0];
+        driver.mmio.slot().release_output();
+        driver.mmio.slot().attend();
+        driver.mmio.slot().drain();
+        assert_eq!(first(), 0, "no capture knows of it");
+
+        driver.mmio.save(&mut crate::virtio::VirtioState::default());
+        driver.mmio.slot().release_output();
+        driver.mmio.slot().attend();
+        await_used(&mut driver, 1);
+        assert_eq!(first(), 0xaa);
+    }
+}
+
+#[test]
+fn successor_carries_out_what_was_in_flight_and_completes_it_once() {
+    for engine in ENGINES {
+        let image = image();
+        let mut driver = Driver::start(device(&config(image.path(), engine)), 0);
+        driver.mmio.slot().set_output(OutputPolicy::Hold);
+        let mut heads = Vec::new();
+        for sector in 0..20 {
+            heads.push(driver.add(0, &[&header(WRITE, sector), &[0xbb; 512]], &[1]).head);
+        }
+        heads.push(driver.add(0, &[&header(READ, 100)], &[512, 1]).head);
+        driver.ring(0);
+        driver.mmio.slot().drain();
+        // The read is done, but nobody has looked: it is in flight as well.
+        let mut next = driver.fail_over(device(&config(image.path(), engine)));
+        let mut used: Vec<u16> = await_used(&mut next, 21).into_iter().map(|(head, _)| head).collect();
+        used.sort_unstable();
+        assert_eq!(used, heads);
+        assert_eq!(fs::read(image.path()).unwrap()[..20 * 512], [0xbb; 20 * 512]);
+        assert_eq!(carry_out(&mut next, READ, 19, &[], 512), (OK, vec![0xbb; 512]));
+    }
+}
+
+#[test]
+fn state_that_no_disk_has_is_refused() {
+    let image = image();
+    let driver = Driver::start(device(&config(image.path(), EngineKind::Auto)), 0);
+    let mut mmio = driver.mmio;
+    let mut state = crate::virtio::VirtioState::default();
+    mmio.save(&mut state);
+    state.device = DeviceState::Block(BlockState { in_flight: vec![0; 257] });
+    assert!(mmio.restore(&state).is_err());
+    state.device = DeviceState::None;
+    assert!(mmio.restore(&state).is_err());
+}
+
+// qemu-img comes with QEMU.
+mod qemu {
+    use super::*;
+
+    #[test]
+    fn qcow2_image_works_like_a_raw_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.qcow2");
+        let made =
+            Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("1M").status();
+        assert!(made.unwrap().success());
+        let mut driver = Driver::start(device(&config(&path, EngineKind::Auto)), 0);
+        assert_eq!(driver.config(0, 8), 2048_u64.to_le_bytes());
+        assert_eq!(carry_out(&mut driver, WRITE, 5, &[0xcc; 1024], 0).0, OK);
+        assert_eq!(carry_out(&mut driver, FLUSH, 0, &[], 0).0, OK);
+        assert_eq!(carry_out(&mut driver, READ, 4, &[], 512), (OK, vec![0; 512]));
+        assert_eq!(carry_out(&mut driver, READ, 6, &[], 512), (OK, vec![0xcc; 512]));
+        assert_eq!(carry_out(&mut driver, DISCARD, 0, &span(0, 128, 0), 0).0, OK);
+        drop(driver);
+        let check = Command::new("qemu-img").args(["check", "-q"]).arg(&path).status().unwrap();
+        assert!(check.success(), "qemu-img finds the image sound");
+    }
+}
+
+#[test]
+fn images_that_cannot_be_used_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |path: &Path| Block::create(&config(path, EngineKind::Auto)).err().unwrap().to_string();
+    assert!(error(&folder.path().join("none")).contains("cannot open the disk image"));
+    assert!(error(folder.path()).contains("disk image"));
+    let odd = folder.path().join("odd");
+    fs::write(&odd, [0; 513]).unwrap();
+    assert!(error(&odd).contains("513 bytes"));
+}
