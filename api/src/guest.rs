@@ -8,7 +8,8 @@ use mirror::guest::{Guest, GuestError};
 use mirror::memory::GuestRam;
 use vmm::{Boot, DevicesConfig, Exit, KernelImage, Machine, MachineConfig};
 
-use crate::config::{BootSource, Config, EMBEDDED_GUEST, HugePages};
+use crate::config::devices::Drive;
+use crate::config::{Config, EMBEDDED_GUEST, HugePages};
 use crate::exit::ExitStatus;
 
 /// The machine that `config` asks for.
@@ -19,18 +20,20 @@ pub fn machine_config(config: &Config) -> MachineConfig {
         mem_size_mib: machine.mem_size_mib,
         huge_pages: machine.huge_pages == HugePages::TwoMib,
         track_dirty_pages: machine.track_dirty_pages,
-        devices: DevicesConfig::default(),
+        devices: DevicesConfig { drives: config.drives.iter().map(Drive::device).collect() },
     }
 }
 
-/// What `source` says to boot.
-pub fn boot(source: &BootSource) -> Boot {
+/// What `config` says to boot.
+pub fn boot(config: &Config) -> Boot {
+    let source = &config.boot;
     let kernel = if source.kernel_image_path == EMBEDDED_GUEST {
         KernelImage::Bytes(Cow::Borrowed(resources::GUEST_ELF))
     } else {
         KernelImage::Path(source.kernel_image_path.clone().into())
     };
-    let cmdline = source.boot_args.clone().unwrap_or_default();
+    let words = source.boot_args.iter().cloned().chain(config.drives.iter().filter_map(Drive::root_argument));
+    let cmdline = words.collect::<Vec<_>>().join(" ");
     Boot { kernel, initrd: source.initrd_path.clone(), cmdline }
 }
 

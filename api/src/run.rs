@@ -105,7 +105,7 @@ pub fn run(options: &RunOptions) -> Result<ExitStatus, RunError> {
     let events = EventLog::open(options.events.as_deref(), "primary")?;
     let console = Console::new(io::stdout())?;
     let mut machine = Machine::create(&machine_config(&config), Arc::clone(&console))?;
-    machine.load(&boot(&config.boot))?;
+    machine.load(&boot(&config))?;
 
     let (happen, happenings) = channel();
     let end = happen.clone();

@@ -1,5 +1,6 @@
 //! What a machine is made of.
 
+use devices::virtio::block::BlockConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -26,7 +27,15 @@ pub struct MachineConfig {
 
 /// The virtio devices of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DevicesConfig {}
+pub struct DevicesConfig {
+    /// Disks.
+    pub drives: Vec<BlockConfig>,
+}
+
+impl DevicesConfig {
+    /// No devices.
+    pub const NONE: Self = Self { drives: Vec::new() };
+}
 
 impl MachineConfig {
     /// A machine of ordinary pages, logged only while they are tracked, without virtio devices.
@@ -36,8 +45,15 @@ impl MachineConfig {
             mem_size_mib,
             huge_pages: false,
             track_dirty_pages: false,
-            devices: DevicesConfig {},
+            devices: DevicesConfig::NONE,
         }
+    }
+
+    /// The same, logged from the start.
+    #[must_use]
+    pub const fn tracked(mut self) -> Self {
+        self.track_dirty_pages = true;
+        self
     }
 }
 

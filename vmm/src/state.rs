@@ -163,8 +163,8 @@ impl MachineState {
 /// Writes the description from which a standby builds a twin of a machine of `config`.
 pub(crate) fn describe(config: &MachineConfig) -> Vec<u8> {
     let mut out = Vec::new();
-    // A handful of integers can always be encoded.
-    encode("machine description", DESCRIPTION_VERSION, config, &mut out).expect("integers");
+    // Integers, names and paths that were text once can always be encoded.
+    encode("machine description", DESCRIPTION_VERSION, config, &mut out).expect("plain values");
     out
 }
 

@@ -8,6 +8,7 @@ use mirror::link::Address;
 use mirror::primary::Settings;
 use serde::{Deserialize, Serialize};
 
+use super::devices::Drive;
 use super::not_yet::WholeFile;
 
 /// A configuration file.
@@ -23,6 +24,8 @@ pub struct Config {
     /// Where to mirror it; without it the guest is not mirrored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorSection>,
+    /// Disks; the root device comes first.
+    pub drives: Vec<Drive>,
 }
 
 /// What to boot.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use mirror::primary::Settings;
 use thiserror::Error;
 
+pub mod devices;
 mod file;
 mod locate;
 mod not_yet;
@@ -98,7 +99,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]: the first thing that is wrong with it, and where.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self = serde_json::from_str(text).map_err(|error| {
+        let mut config: Self = serde_json::from_str(text).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             let text_of_error = error.to_string();
             let place = format!(" at line {line} column {column}");
@@ -114,7 +115,8 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), (&'static str, String)> {
+    fn check(&mut self) -> Result<(), (&'static str, String)> {
+        devices::order(&mut self.drives)?;
         let MachineSection { vcpu_count, mem_size_mib, smt, ref cpu_template, huge_pages, .. } = self.machine;
         if !(1..=MAX_VCPUS).contains(&vcpu_count) {
             let reason = format!("{vcpu_count} is out of range; give 1 to {MAX_VCPUS} vCPUs");

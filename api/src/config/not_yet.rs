@@ -8,6 +8,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::devices::Drive;
 use super::file::{BootSource, Config, MachineSection, MirrorSection};
 
 /// Accepts nothing but emptiness.
@@ -51,6 +52,8 @@ macro_rules! whole_file {
             machine: MachineSection,
             #[serde(default)]
             mirror: Option<MirrorSection>,
+            #[serde(default)]
+            drives: Vec<Drive>,
             $(
                 #[serde(default, rename = $section, deserialize_with = $function)]
                 #[allow(dead_code, reason = "there to be refused")]
@@ -69,7 +72,6 @@ macro_rules! whole_file {
 whole_file! {
     balloon "balloon": "balloon",
     cpu_config "cpu_config": "cpu-config",
-    drives "drives": "drives",
     entropy "entropy": "entropy",
     logger "logger": "logger",
     memory_hotplug "memory_hotplug": "memory-hotplug",
@@ -83,6 +85,6 @@ whole_file! {
 
 impl From<WholeFile> for Config {
     fn from(file: WholeFile) -> Self {
-        Self { boot: file.boot, machine: file.machine, mirror: file.mirror }
+        Self { boot: file.boot, machine: file.machine, mirror: file.mirror, drives: file.drives }
     }
 }

@@ -55,7 +55,7 @@ fn unknown_section_is_not_taken_for_a_missing_feature() {
 
 #[test]
 fn section_that_is_not_supported_yet_is_refused_by_name() {
-    for (section, content) in [("drives", r#"[{"drive_id": "root"}]"#), ("vsock", r#"{"guest_cid": 3}"#)] {
+    for (section, content) in [("pmem", r#"[{"id": "root"}]"#), ("logger", r#"{"level": "Info"}"#)] {
         let message = error(&file(GOOD, &format!(", \"{section}\": {content}")));
         assert!(
             message.contains(&format!("the section \"{section}\" is not supported yet; remove it")),

@@ -134,7 +134,7 @@ impl DemoOptions {
             run,
             kill: self.kill_moment(fraction(random)),
             params,
-            config: Config { boot, machine, mirror: Some(mirror) },
+            config: Config { boot, machine, mirror: Some(mirror), drives: Vec::new() },
             only_workload: self.kernel.is_none(),
             timeout: Duration::from_secs_f64(self.timeout),
             detection: Duration::from_millis(u64::from(self.heartbeat_ms) * u64::from(self.heartbeat_misses)),

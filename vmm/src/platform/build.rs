@@ -1,22 +1,25 @@
 //! From configuration to virtio devices.
 
-use std::sync::Arc;
-
-use devices::virtio::{GuestRam, VirtioDevice};
+use devices::virtio::VirtioDevice;
+use devices::virtio::block::{Block, BlockError};
 use thiserror::Error;
 
 use crate::config::DevicesConfig;
 
 /// A device that cannot be had on this host.
 #[derive(Debug, Error)]
-pub enum DeviceCreateError {}
+pub enum DeviceCreateError {
+    /// A disk.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+}
 
 /// Builds the devices that `config` names, in the order in which the guest finds them: drives, network cards, sockets,
 /// random numbers, balloon, console.
-#[expect(clippy::unnecessary_wraps, reason = "the devices come next, and each can fail")]
-pub(super) fn devices(
-    _config: &DevicesConfig,
-    _ram: &Arc<GuestRam>,
-) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceCreateError> {
-    Ok(Vec::new())
+pub(super) fn devices(config: &DevicesConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceCreateError> {
+    let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for drive in &config.drives {
+        list.push(Box::new(Block::create(drive)?));
+    }
+    Ok(list)
 }

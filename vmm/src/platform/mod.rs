@@ -114,7 +114,7 @@ impl Platform {
         let exit_port = ExitPort::new(move |code| on_code(Exit::Code(code)));
         pio.insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit_port)))?;
         let mut mmio = Bus::new();
-        let virtio = VirtioDevices::attach(build::devices(config, ram)?, ram, vm, &mut mmio)?;
+        let virtio = VirtioDevices::attach(build::devices(config)?, ram, vm, &mut mmio)?;
         Ok(Self { pio, mmio, serial, virtio, request })
     }
 

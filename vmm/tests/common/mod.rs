@@ -17,7 +17,7 @@ pub const DATA: u64 = 0x20_0000;
 /// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-pub const SMALL: MachineConfig = MachineConfig { track_dirty_pages: true, ..MachineConfig::new(1, 16) };
+pub const SMALL: MachineConfig = MachineConfig::new(1, 16).tracked();
 
 /// The sink of a console: sends on what is written.
 struct Pipe(Sender<Vec<u8>>);
