@@ -6,7 +6,9 @@
 pub mod bus;
 pub mod exit_port;
 pub mod i8042;
+pub mod rate_limiter;
 pub mod serial;
+pub mod timer;
 pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
