@@ -8,7 +8,7 @@ use mirror::guest::{Guest, GuestError};
 use mirror::memory::GuestRam;
 use vmm::{Boot, DevicesConfig, Exit, KernelImage, Machine, MachineConfig};
 
-use crate::config::devices::Drive;
+use crate::config::devices::{Drive, NetworkInterface};
 use crate::config::{Config, EMBEDDED_GUEST, HugePages};
 use crate::exit::ExitStatus;
 
@@ -20,7 +20,10 @@ pub fn machine_config(config: &Config) -> MachineConfig {
         mem_size_mib: machine.mem_size_mib,
         huge_pages: machine.huge_pages == HugePages::TwoMib,
         track_dirty_pages: machine.track_dirty_pages,
-        devices: DevicesConfig { drives: config.drives.iter().map(Drive::device).collect() },
+        devices: DevicesConfig {
+            drives: config.drives.iter().map(Drive::device).collect(),
+            nets: config.network_interfaces.iter().map(NetworkInterface::device).collect(),
+        },
     }
 }
 

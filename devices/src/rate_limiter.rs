@@ -86,7 +86,6 @@ pub struct RateLimiter {
     bandwidth: Option<Bucket>,
     ops: Option<Bucket>,
     timer: Timer,
-    blocked: bool,
 }
 
 impl RateLimiter {
@@ -96,7 +95,7 @@ impl RateLimiter {
     /// The process has no descriptor left.
     pub fn new(config: &RateLimiterConfig, now: Instant) -> io::Result<Self> {
         let timer = Timer::new()?;
-        let mut this = Self { bandwidth: None, ops: None, timer, blocked: false };
+        let mut this = Self { bandwidth: None, ops: None, timer };
         this.update(config, now);
         Ok(this)
     }
@@ -107,32 +106,34 @@ impl RateLimiter {
         self.ops = config.ops.as_ref().and_then(|config| Bucket::new(config, now));
     }
 
-    /// Takes one operation of `bytes` bytes, or says no: then [`fd`](Self::fd) becomes readable when it may be tried again.
-    pub fn take(&mut self, now: Instant, bytes: u64) -> bool {
+    /// Whether an operation may begin now. If not, [`fd`](Self::fd) becomes readable when it may.
+    pub fn may_take(&mut self, now: Instant) -> bool {
         let buckets = [&mut self.bandwidth, &mut self.ops].into_iter().flatten();
         if let Some(until) = buckets.filter_map(|bucket| bucket.in_debt_until(now)).max() {
-            self.blocked = true;
             self.timer.set(until.saturating_duration_since(now));
             return false;
         }
+        true
+    }
+
+    /// One operation of `bytes` bytes was carried out.
+    pub fn charge(&mut self, bytes: u64) {
         if let Some(bucket) = &mut self.bandwidth {
             bucket.take(bytes);
         }
         if let Some(bucket) = &mut self.ops {
             bucket.take(1);
         }
-        true
     }
 
-    /// Readable when a request that was refused may be tried again.
+    /// Readable when an operation that was refused may begin, until [`clear_timer`](Self::clear_timer).
     pub fn fd(&self) -> RawFd {
         self.timer.as_raw_fd()
     }
 
-    /// Whether a request was refused since the last call to this.
-    pub fn take_blocked(&mut self) -> bool {
-        self.timer.clear();
-        std::mem::take(&mut self.blocked)
+    /// Makes [`fd`](Self::fd) unreadable, and says whether it was readable.
+    pub fn clear_timer(&mut self) -> bool {
+        self.timer.clear()
     }
 }
 
@@ -150,6 +151,14 @@ mod tests {
         RateLimiter::new(&RateLimiterConfig { bandwidth, ops }, now).unwrap()
     }
 
+    fn take(limiter: &mut RateLimiter, now: Instant, bytes: u64) -> bool {
+        let may = limiter.may_take(now);
+        if may {
+            limiter.charge(bytes);
+        }
+        may
+    }
+
     const fn bucket(size: u64, one_time_burst: u64, refill_time: u64) -> TokenBucketConfig {
         TokenBucketConfig { size, one_time_burst, refill_time }
     }
@@ -158,7 +167,7 @@ mod tests {
     fn burst_is_there_once_and_the_size_again_and_again() {
         let start = Instant::now();
         let mut limiter = limiter(None, Some(bucket(10, 5, 1000)), start);
-        let taken = |limiter: &mut RateLimiter, now| (0..100).take_while(|_| limiter.take(now, 1)).count();
+        let taken = |limiter: &mut RateLimiter, now| (0..100).take_while(|_| take(limiter, now, 1)).count();
         assert_eq!(taken(&mut limiter, start), 15);
         assert_eq!(taken(&mut limiter, start + Duration::from_secs(1)), 10);
         assert_eq!(taken(&mut limiter, start + Duration::from_secs(60)), 10);
@@ -169,29 +178,29 @@ mod tests {
     fn request_larger_than_the_bucket_is_let_through_and_paid_back() {
         let start = Instant::now();
         let mut limiter = limiter(Some(bucket(1000, 0, 100)), None, start);
-        assert!(limiter.take(start, 5000));
-        assert!(!limiter.take(start + Duration::from_millis(400), 1));
-        assert!(limiter.take(start + Duration::from_millis(401), 1));
+        assert!(take(&mut limiter, start, 5000));
+        assert!(!take(&mut limiter, start + Duration::from_millis(400), 1));
+        assert!(take(&mut limiter, start + Duration::from_millis(401), 1));
     }
 
     #[test]
     fn refused_request_is_woken() {
         let now = Instant::now();
         let mut limiter = limiter(None, Some(bucket(1, 0, 1)), now);
-        assert!(limiter.take(now, 0));
-        assert!(!limiter.take(now, 0));
+        assert!(take(&mut limiter, now, 0));
+        assert!(!take(&mut limiter, now, 0));
         let mut poll = libc::pollfd { fd: limiter.fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one entry, of which there is one.
         assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 5000) }, 1);
-        assert!(limiter.take_blocked());
-        assert!(!limiter.take_blocked());
+        assert!(limiter.clear_timer());
+        assert!(!limiter.clear_timer());
     }
 
     #[test]
     fn no_limits_limit_nothing() {
         let now = Instant::now();
         let mut limiter = limiter(Some(bucket(0, 0, 5)), Some(bucket(5, 0, 0)), now);
-        assert!((0..1000).all(|_| limiter.take(now, u64::MAX)));
+        assert!((0..1000).all(|_| take(&mut limiter, now, u64::MAX)));
     }
 
     proptest! {
@@ -205,7 +214,7 @@ mod tests {
             let (mut now, mut taken, mut largest) = (start, 0_u128, 0_u64);
             for (nanos, bytes) in requests {
                 now += Duration::from_nanos(nanos);
-                if limiter.take(now, bytes) {
+                if take(&mut limiter, now, bytes) {
                     taken += u128::from(bytes);
                     largest = largest.max(bytes);
                 }

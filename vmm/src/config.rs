@@ -1,6 +1,7 @@
 //! What a machine is made of.
 
 use devices::virtio::block::BlockConfig;
+use devices::virtio::net::NetConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -30,11 +31,13 @@ pub struct MachineConfig {
 pub struct DevicesConfig {
     /// Disks.
     pub drives: Vec<BlockConfig>,
+    /// Network cards.
+    pub nets: Vec<NetConfig>,
 }
 
 impl DevicesConfig {
     /// No devices.
-    pub const NONE: Self = Self { drives: Vec::new() };
+    pub const NONE: Self = Self { drives: Vec::new(), nets: Vec::new() };
 }
 
 impl MachineConfig {

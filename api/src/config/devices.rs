@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use devices::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 use devices::virtio::block::{BlockConfig, CacheType, EngineKind, ImageFormat};
+use devices::virtio::net::{Mac, NetConfig};
 use serde::{Deserialize, Serialize};
 
 /// A disk.
@@ -27,6 +29,9 @@ pub struct Drive {
     /// Who carries requests out; by default io_uring where it can be had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io_engine: Option<IoEngine>,
+    /// Limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
 }
 
 /// What becomes of a flush.
@@ -66,6 +71,7 @@ impl Drive {
                 Some(IoEngine::Sync) => EngineKind::Threads,
                 Some(IoEngine::Async) => EngineKind::IoUring,
             },
+            limits: self.rate_limiter.as_ref().map(RateLimiter::limits),
         }
     }
 
@@ -77,6 +83,114 @@ impl Drive {
     }
 }
 
+/// A network card on a tap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// Its name, by which other requests and the standby's options call it.
+    pub iface_id: String,
+    /// The tap on the host; created if there is none.
+    pub host_dev_name: String,
+    /// Its address; made up if not given.
+    #[serde(default = "made_up", skip_serializing_if = "Option::is_none")]
+    pub guest_mac: Option<Mac>,
+    /// Longest packet in bytes, 68 to 65535.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Limits on what the guest receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Limits on what the guest sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// An address for a card that was given none: it stays with the guest wherever it goes.
+fn made_up() -> Option<Mac> {
+    Mac::random().ok()
+}
+
+impl NetworkInterface {
+    /// The device that it asks for.
+    pub fn device(&self) -> NetConfig {
+        NetConfig {
+            id: self.iface_id.clone(),
+            tap: self.host_dev_name.clone(),
+            mac: self.guest_mac.or_else(made_up).unwrap_or(Mac([2, 0, 0, 0, 0, 1])),
+            mtu: self.mtu,
+            queue_pairs: 1,
+            receive_limits: self.rx_rate_limiter.as_ref().map(RateLimiter::limits),
+            send_limits: self.tx_rate_limiter.as_ref().map(RateLimiter::limits),
+        }
+    }
+}
+
+/// Limits on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimiter {
+    /// On bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<TokenBucket>,
+    /// On operations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ops: Option<TokenBucket>,
+}
+
+/// A bucket of tokens (bytes or operations).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// What it holds.
+    pub size: u64,
+    /// What there is once beyond that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_time_burst: Option<u64>,
+    /// Milliseconds in which it fills.
+    pub refill_time: u64,
+}
+
+impl RateLimiter {
+    fn limits(&self) -> RateLimiterConfig {
+        let bucket = |bucket: TokenBucket| TokenBucketConfig {
+            size: bucket.size,
+            one_time_burst: bucket.one_time_burst.unwrap_or(0),
+            refill_time: bucket.refill_time,
+        };
+        RateLimiterConfig { bandwidth: self.bandwidth.map(bucket), ops: self.ops.map(bucket) }
+    }
+}
+
+fn check_name(field: &'static str, id: &str) -> Result<(), (&'static str, String)> {
+    if id.is_empty() || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Err((field, format!("{id:?} is no name; use letters, digits and underscores")));
+    }
+    Ok(())
+}
+
+/// Checks names, and that no two cards want the same tap or address.
+pub(super) fn check_interfaces(list: &[NetworkInterface]) -> Result<(), (&'static str, String)> {
+    for (index, net) in list.iter().enumerate() {
+        check_name("network-interfaces.iface_id", &net.iface_id)?;
+        let others = &list[..index];
+        if others.iter().any(|other| other.iface_id == net.iface_id) {
+            let reason = format!("{:?} is the name of two interfaces; give each its own", net.iface_id);
+            return Err(("network-interfaces.iface_id", reason));
+        }
+        if others.iter().any(|other| other.host_dev_name == net.host_dev_name) {
+            let reason = format!("{:?} is used by two interfaces; give each its own", net.host_dev_name);
+            return Err(("network-interfaces.host_dev_name", reason));
+        }
+        if net.guest_mac.is_some() && others.iter().any(|other| other.guest_mac == net.guest_mac) {
+            return Err(("network-interfaces.guest_mac", "two interfaces have the same address".into()));
+        }
+        if net.mtu.is_some_and(|mtu| mtu < 68) {
+            return Err(("network-interfaces.mtu", "is out of range; give 68 to 65535 bytes".into()));
+        }
+    }
+    Ok(())
+}
+
 /// Puts the root device first, where the kernel's command line says it is, and checks names.
 pub(super) fn order(drives: &mut [Drive]) -> Result<(), (&'static str, String)> {
     if drives.iter().filter(|drive| drive.is_root_device).count() > 1 {
@@ -84,10 +198,7 @@ pub(super) fn order(drives: &mut [Drive]) -> Result<(), (&'static str, String)> 
     }
     for (index, drive) in drives.iter().enumerate() {
         let id = &drive.drive_id;
-        if id.is_empty() || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            let reason = format!("{id:?} is no name; use letters, digits and underscores");
-            return Err(("drives.drive_id", reason));
-        }
+        check_name("drives.drive_id", id)?;
         if drives[..index].iter().any(|other| other.drive_id == *id) {
             return Err(("drives.drive_id", format!("{id:?} is the name of two drives; give each its own")));
         }

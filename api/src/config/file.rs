@@ -8,7 +8,7 @@ use mirror::link::Address;
 use mirror::primary::Settings;
 use serde::{Deserialize, Serialize};
 
-use super::devices::Drive;
+use super::devices::{Drive, NetworkInterface};
 use super::not_yet::WholeFile;
 
 /// A configuration file.
@@ -26,6 +26,9 @@ pub struct Config {
     pub mirror: Option<MirrorSection>,
     /// Disks; the root device comes first.
     pub drives: Vec<Drive>,
+    /// Network cards.
+    #[serde(rename = "network-interfaces")]
+    pub network_interfaces: Vec<NetworkInterface>,
 }
 
 /// What to boot.

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::devices::Drive;
+use super::devices::{Drive, NetworkInterface};
 use super::file::{BootSource, Config, MachineSection, MirrorSection};
 
 /// Accepts nothing but emptiness.
@@ -54,6 +54,8 @@ macro_rules! whole_file {
             mirror: Option<MirrorSection>,
             #[serde(default)]
             drives: Vec<Drive>,
+            #[serde(default, rename = "network-interfaces")]
+            network_interfaces: Vec<NetworkInterface>,
             $(
                 #[serde(default, rename = $section, deserialize_with = $function)]
                 #[allow(dead_code, reason = "there to be refused")]
@@ -77,7 +79,6 @@ whole_file! {
     memory_hotplug "memory_hotplug": "memory-hotplug",
     metrics "metrics": "metrics",
     mmds_config "mmds_config": "mmds-config",
-    network_interfaces "network_interfaces": "network-interfaces",
     pmem "pmem": "pmem",
     serial "serial": "serial",
     vsock "vsock": "vsock",
@@ -85,6 +86,12 @@ whole_file! {
 
 impl From<WholeFile> for Config {
     fn from(file: WholeFile) -> Self {
-        Self { boot: file.boot, machine: file.machine, mirror: file.mirror, drives: file.drives }
+        Self {
+            boot: file.boot,
+            machine: file.machine,
+            mirror: file.mirror,
+            drives: file.drives,
+            network_interfaces: file.network_interfaces,
+        }
     }
 }

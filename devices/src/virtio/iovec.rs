@@ -36,14 +36,24 @@ impl IoVecs {
     fn new(chain: &Chain, buffers: &[Buffer], offset: u32, len: u32) -> Self {
         let ram = Arc::clone(chain.ram());
         let mut this = Self { vectors: Vec::new(), buffers: Vec::new(), ram };
+        this.extend(buffers, offset, len);
+        this
+    }
+
+    /// Adds what the device writes of `chain`, which lies in the same memory.
+    pub fn append(&mut self, chain: &Chain) {
+        debug_assert!(Arc::ptr_eq(&self.ram, chain.ram()));
+        self.extend(chain.writable(), 0, u32::MAX);
+    }
+
+    fn extend(&mut self, buffers: &[Buffer], offset: u32, len: u32) {
         for (address, len) in pieces(buffers, offset, len) {
-            this.buffers.push(Buffer { address, len });
+            self.buffers.push(Buffer { address, len });
             // A buffer may go from one region to the next; the range was checked.
-            for slice in this.ram.get_slices(address, len as usize).flatten() {
-                this.vectors.push(vector(&slice));
+            for slice in self.ram.get_slices(address, len as usize).flatten() {
+                self.vectors.push(vector(&slice));
             }
         }
-        this
     }
 
     /// The vectors. They are valid as long as this is.

@@ -10,6 +10,7 @@ pub mod device;
 pub mod held;
 pub mod interrupt;
 pub mod iovec;
+pub mod net;
 pub mod queue;
 pub mod slot;
 pub mod state;

@@ -165,6 +165,11 @@ impl VirtQueue {
         self.queue.enable_notification(&*self.ram).map_err(|_| QueueError::Index)
     }
 
+    /// The device's interrupt, for what is not about a queue.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
     /// Descriptors; also the most chains that can be in flight.
     pub fn size(&self) -> u16 {
         self.queue.size()

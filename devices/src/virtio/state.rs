@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::block::BlockState;
+use super::net::NetState;
 use super::queue::RingState;
 
 /// The transport's registers and the queues.
@@ -45,4 +46,6 @@ pub enum DeviceState {
     None,
     /// A disk.
     Block(BlockState),
+    /// A network card.
+    Net(NetState),
 }

@@ -2,6 +2,7 @@
 
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::{Block, BlockError};
+use devices::virtio::net::{Net, NetError};
 use thiserror::Error;
 
 use crate::config::DevicesConfig;
@@ -12,6 +13,9 @@ pub enum DeviceCreateError {
     /// A disk.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// A network card.
+    #[error(transparent)]
+    Net(#[from] NetError),
 }
 
 /// Builds the devices that `config` names, in the order in which the guest finds them: drives, network cards, sockets,
@@ -20,6 +24,9 @@ pub(super) fn devices(config: &DevicesConfig) -> Result<Vec<Box<dyn VirtioDevice
     let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for drive in &config.drives {
         list.push(Box::new(Block::create(drive)?));
+    }
+    for net in &config.nets {
+        list.push(Box::new(Net::create(net)?));
     }
     Ok(list)
 }

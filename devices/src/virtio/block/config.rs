@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rate_limiter::RateLimiterConfig;
+
 /// A virtio disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockConfig {
@@ -21,6 +23,8 @@ pub struct BlockConfig {
     pub cache: CacheType,
     /// Who carries requests out.
     pub engine: EngineKind,
+    /// Limits on what the guest reads and writes.
+    pub limits: Option<RateLimiterConfig>,
 }
 
 /// The format of an image.

@@ -15,8 +15,9 @@ mod request;
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
+use std::time::Instant;
+use std::{io, iter};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -38,6 +39,7 @@ use super::held::{Held, OutputPolicy};
 use super::queue::VirtQueue;
 use super::slot::RestoreError;
 use super::state::DeviceState;
+use crate::rate_limiter::RateLimiter;
 
 /// Descriptors of the one queue, and so the most requests in flight.
 pub const QUEUE_SIZE: u16 = 256;
@@ -96,6 +98,7 @@ pub struct Block {
     /// Under way in the engine, in the order in which they came.
     under_way: Vec<u16>,
     done: VecDeque<Done>,
+    limiter: Option<RateLimiter>,
 }
 
 impl Block {
@@ -115,6 +118,7 @@ impl Block {
             again: VecDeque::new(),
             under_way: Vec::with_capacity(QUEUE_SIZE.into()),
             done: VecDeque::new(),
+            limiter: limiter(config)?,
         };
         this.write_config_space();
         Ok(this)
@@ -135,6 +139,10 @@ impl Block {
         put(56, &[1]);
     }
 
+    fn may_begin(&mut self) -> bool {
+        self.limiter.as_mut().is_none_or(|limiter| limiter.may_take(Instant::now()))
+    }
+
     fn in_flight(&self) -> usize {
         self.held.len() + self.under_way.len() + self.again.len()
     }
@@ -143,13 +151,18 @@ impl Block {
     fn take(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
         loop {
             queue.silence()?;
-            while let Some(chain) = queue.pop()? {
+            while self.may_begin()
+                && let Some(chain) = queue.pop()?
+            {
                 if self.in_flight() >= usize::from(queue.size()) {
                     return Err(DeviceError::Request("more disk requests in flight than the queue is long"));
                 }
+                if let Some(limiter) = &mut self.limiter {
+                    limiter.charge(u64::from(chain.readable_len()) + u64::from(chain.writable_len()));
+                }
                 self.begin(chain, queue, true)?;
             }
-            if !queue.listen()? {
+            if !queue.listen()? || !self.may_begin() {
                 return Ok(());
             }
         }
@@ -250,6 +263,11 @@ fn engine(config: &BlockConfig, image: &Arc<Image>) -> Result<Box<dyn Engine>, B
     Ok(Box::new(Pool::new(image).map_err(failed("its threads"))?))
 }
 
+fn limiter(config: &BlockConfig) -> Result<Option<RateLimiter>, BlockError> {
+    let limiter = config.limits.as_ref().map(|limits| RateLimiter::new(limits, Instant::now())).transpose();
+    limiter.map_err(|cause| BlockError::Engine { id: config.id.clone(), what: "its rate limiter", cause })
+}
+
 fn features(config: &BlockConfig) -> u64 {
     let mut features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
     if config.cache == CacheType::Writeback {
@@ -304,10 +322,14 @@ impl VirtioDevice for Block {
     }
 
     fn sources(&self) -> Vec<Source> {
-        vec![Source { fd: self.engine.fd(), events: EventSet::IN }]
+        let source = |fd| Source { fd, events: EventSet::IN };
+        iter::once(self.engine.fd()).chain(self.limiter.as_ref().map(RateLimiter::fd)).map(source).collect()
     }
 
     fn ready(&mut self, _index: usize, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {
+        if let Some(limiter) = &mut self.limiter {
+            limiter.clear_timer();
+        }
         self.attend(queues)
     }
 

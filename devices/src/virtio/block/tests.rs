@@ -37,6 +37,7 @@ fn config(path: &Path, engine: EngineKind) -> BlockConfig {
         root: false,
         cache: CacheType::Writeback,
         engine,
+        limits: None,
     }
 }
 

@@ -1,0 +1,370 @@
+//! Tests on real taps, each in a network namespace of its own.
+
+mod tap {
+    use std::io;
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use std::thread;
+    use std::time::Duration;
+
+    use virtio_bindings::virtio_net::{
+        VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ,
+    };
+
+    use super::super::*;
+    use crate::rate_limiter::TokenBucketConfig;
+    use crate::virtio::driver::Driver;
+
+    const RECEIVE: usize = 0;
+    const SEND: usize = 1;
+    const CONTROL: usize = 2;
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
+
+    fn config(tap: &str) -> NetConfig {
+        NetConfig {
+            id: "eth0".into(),
+            tap: tap.into(),
+            mac: MAC,
+            mtu: Some(1400),
+            queue_pairs: 1,
+            receive_limits: None,
+            send_limits: None,
+        }
+    }
+
+    /// Runs `test` in a thread of its own, in a network namespace of its own.
+    fn alone(test: impl FnOnce() + Send) {
+        thread::scope(|scope| {
+            let run = || {
+                // SAFETY: only this thread's view of the network changes, and the thread ends with the test.
+                assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
+                // Else the kernel has things of its own to say on each new interface.
+                std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+                test();
+            };
+            if let Err(panic) = scope.spawn(run).join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    }
+
+    /// The world at the other end of a tap.
+    struct Outside(OwnedFd);
+
+    impl Outside {
+        /// Sets the tap up and listens.
+        fn on(tap: &str) -> Self {
+            let protocol = (libc::ETH_P_ALL as u16).to_be();
+            // SAFETY: a new descriptor, checked below.
+            let fd = unsafe {
+                libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol))
+            };
+            assert!(fd >= 0);
+            // SAFETY: it is ours and open.
+            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+            let name = std::ffi::CString::new(tap).unwrap();
+            // SAFETY: a string that ends.
+            let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+            assert_ne!(index, 0);
+            // SAFETY: zeros are a request.
+            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+            for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
+                *to = from as libc::c_char;
+            }
+            request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+            // SAFETY: the structure that the request takes.
+            assert_eq!(unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw mut request) }, 0);
+            // SAFETY: zeros are an address.
+            let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_protocol = protocol;
+            address.sll_ifindex = index as i32;
+            let len = size_of::<libc::sockaddr_ll>() as u32;
+            // SAFETY: an address of that length.
+            assert_eq!(unsafe { libc::bind(fd, (&raw const address).cast(), len) }, 0);
+            Self(socket)
+        }
+
+        fn send(&self, frame: &[u8]) {
+            rustix::net::send(&self.0, frame, rustix::net::SendFlags::empty()).unwrap();
+        }
+
+        /// The frames of our own kind that come within `patience`, until there are `count`.
+        fn receive(&self, count: usize, patience: Duration) -> Vec<Vec<u8>> {
+            let mut frames = Vec::new();
+            let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut wait = || {
+                // SAFETY: one entry, of which there is one.
+                unsafe { libc::poll(&raw mut poll, 1, patience.as_millis() as i32) }
+            };
+            while frames.len() < count && wait() > 0 {
+                let mut frame = vec![0; 70_000];
+                let (len, _) =
+                    rustix::net::recv(&self.0, &mut frame[..], rustix::net::RecvFlags::empty()).unwrap();
+                frame.truncate(len);
+                frames.push(frame);
+            }
+            frames
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(10);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    /// A frame of a kind that is left to experiments.
+    fn frame(number: u8, len: usize) -> Vec<u8> {
+        let mut frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 9], &[0x88, 0xb5]].concat();
+        frame.resize(len, number);
+        frame
+    }
+
+    fn with_header(frame: &[u8]) -> Vec<u8> {
+        [&[0; HEADER as usize][..], frame].concat()
+    }
+
+    /// A card at its driver, the world outside, and buffers for frames.
+    fn start(tap: &str, without: u64) -> (Driver, Outside) {
+        let card = Net::create(&config(tap)).unwrap();
+        let outside = Outside::on(tap);
+        (Driver::start(Box::new(card), without), outside)
+    }
+
+    /// Lets the card look at its tap until it has used `count` buffers.
+    fn await_frames(driver: &mut Driver, count: usize) -> Vec<(u16, u32)> {
+        let mut used = Vec::new();
+        let until = Instant::now() + LONG;
+        while used.len() < count && Instant::now() < until {
+            driver.mmio.slot().ready(0);
+            used.extend(driver.used(RECEIVE));
+        }
+        used
+    }
+
+    #[test]
+    fn frames_go_out_as_they_are() {
+        alone(|| {
+            let (mut driver, outside) = start("card", 0);
+            let sent = frame(1, 100);
+            let request = driver.add(SEND, &[&with_header(&sent)[..50], &with_header(&sent)[50..]], &[]);
+            driver.begin_watch();
+            driver.ring(SEND);
+            driver.check_changes_are_marked();
+            assert_eq!(outside.receive(1, LONG), [sent]);
+            assert_eq!(driver.used(SEND), [(request.head, 0)]);
+        });
+    }
+
+    #[test]
+    fn frames_come_in_and_what_they_fill_is_marked_dirty() {
+        alone(|| {
+            let (mut driver, outside) = start("card", 0);
+            let buffers: Vec<_> = (0..3).map(|_| driver.add(RECEIVE, &[], &[4096])).collect();
+            driver.ring(RECEIVE);
+            driver.begin_watch();
+            outside.send(&frame(7, 200));
+            let used = await_frames(&mut driver, 1);
+            assert!(driver.check_changes_are_marked() >= 2, "the buffer and the used ring");
+            assert_eq!(used, [(buffers[0].head, 212)]);
+            let got = driver.read(buffers[0].writable[0].0, 212);
+            assert_eq!(got[10..12], [1, 0], "it fills one buffer");
+            assert_eq!(got[12..], frame(7, 200));
+            assert_eq!(driver.take_interrupt(), 1);
+        });
+    }
+
+    #[test]
+    fn long_frame_fills_several_buffers_and_the_rest_wait_for_the_next() {
+        alone(|| {
+            let (mut driver, outside) = start("card", 0);
+            let buffers: Vec<_> = (0..10).map(|_| driver.add(RECEIVE, &[], &[256])).collect();
+            driver.ring(RECEIVE);
+            outside.send(&frame(1, 1000));
+            outside.send(&frame(2, 60));
+            let used = await_frames(&mut driver, 5);
+            let heads: Vec<_> = buffers.iter().map(|buffer| buffer.head).collect();
+            assert_eq!(used.iter().map(|&(head, _)| head).collect::<Vec<_>>(), heads[..5]);
+            assert_eq!(used.iter().map(|&(_, len)| len).collect::<Vec<_>>(), [256, 256, 256, 244, 72]);
+            assert_eq!(driver.read(buffers[0].writable[0].0 + 10, 2), [4, 0]);
+            let bytes: Vec<u8> = buffers[..4]
+                .iter()
+                .zip(&used)
+                .flat_map(|(buffer, &(_, len))| driver.read(buffer.writable[0].0, len as usize))
+                .collect();
+            assert_eq!(bytes[12..], frame(1, 1000));
+            assert_eq!(driver.read(buffers[4].writable[0].0, 72)[12..], frame(2, 60));
+        });
+    }
+
+    #[test]
+    fn frames_wait_in_the_tap_until_the_guest_gives_buffers() {
+        alone(|| {
+            let (mut driver, outside) = start("card", 0);
+            outside.send(&frame(3, 60));
+            driver.mmio.slot().ready(0);
+            assert!(driver.used(RECEIVE).is_empty());
+            driver.add(RECEIVE, &[], &[2048]);
+            driver.ring(RECEIVE);
+            assert_eq!(await_frames(&mut driver, 1).len(), 1);
+        });
+    }
+
+    #[test]
+    fn held_frames_leave_at_their_commit_and_in_order() {
+        alone(|| {
+            let (mut driver, outside) = start("card", 0);
+            driver.mmio.slot().set_output(OutputPolicy::Hold);
+            let send = |driver: &mut Driver, number| {
+                driver.add(SEND, &[&with_header(&frame(number, 60))], &[]);
+                driver.ring(SEND);
+            };
+            send(&mut driver, 1);
+            send(&mut driver, 2);
+            assert!(driver.mmio.slot().output_waits());
+            driver.mmio.save(&mut crate::virtio::VirtioState::default());
+            send(&mut driver, 3);
+            assert!(outside.receive(1, SHORT).is_empty(), "nothing is committed");
+            assert!(driver.used(SEND).is_empty());
+            driver.mmio.slot().release_output();
+            driver.mmio.slot().attend();
+            assert_eq!(outside.receive(3, SHORT), [frame(1, 60), frame(2, 60)]);
+            assert_eq!(driver.used(SEND).len(), 2);
+            driver.mmio.slot().set_output(OutputPolicy::Pass);
+            driver.mmio.slot().attend();
+            assert_eq!(outside.receive(1, LONG), [frame(3, 60)]);
+        });
+    }
+
+    #[test]
+    fn successor_sends_what_was_in_flight_receives_on_and_announces_itself() {
+        alone(|| {
+            let (mut driver, _) = start("old", 0);
+            driver.mmio.slot().set_output(OutputPolicy::Hold);
+            let sent = driver.add(SEND, &[&with_header(&frame(5, 60))], &[]);
+            driver.ring(SEND);
+            // So many that some are taken from the queue before they are used.
+            let buffers: Vec<_> = (0..50).map(|_| driver.add(RECEIVE, &[], &[1024])).collect();
+            driver.ring(RECEIVE);
+            driver.mmio.slot().ready(0);
+
+            let card = Net::create(&config("new")).unwrap();
+            let outside = Outside::on("new");
+            outside.send(&frame(9, 60));
+            let mut next = driver.fail_over(Box::new(card));
+            let frames = outside.receive(2, LONG);
+            assert!(frames.contains(&frame(5, 60)));
+            let announcement =
+                frames.iter().find(|frame| frame[12..14] == [0x80, 0x35]).expect("an announcement");
+            assert_eq!(announcement[6..12], MAC.0);
+            assert_eq!(next.used(SEND), [(sent.head, 0)]);
+            assert!(next.used(RECEIVE).is_empty(), "what the tap held before is stale");
+            outside.send(&frame(6, 60));
+            assert_eq!(await_frames(&mut next, 1), [(buffers[0].head, 72)]);
+            // And the driver is asked to announce its addresses.
+            assert_eq!(next.config(6, 2), [3, 0]);
+            assert_ne!(next.take_interrupt() & 2, 0);
+            let request = next.add(CONTROL, &[&[VIRTIO_NET_CTRL_ANNOUNCE as u8, 0]], &[1]);
+            next.ring(CONTROL);
+            assert_eq!(next.used(CONTROL), [(request.head, 1)]);
+            assert_eq!(next.read(request.writable[0].0, 1), [0]);
+            assert_eq!(next.config(6, 2), [1, 0]);
+        });
+    }
+
+    #[test]
+    fn frozen_card_neither_sends_nor_receives() {
+        alone(|| {
+            let (mut driver, outside) = start("card", 0);
+            driver.mmio.slot().set_output(OutputPolicy::Freeze);
+            driver.add(RECEIVE, &[], &[2048]);
+            driver.add(SEND, &[&with_header(&frame(5, 60))], &[]);
+            driver.ring(SEND);
+            outside.send(&frame(6, 60));
+            driver.ring(RECEIVE);
+            driver.mmio.slot().ready(0);
+            assert!(outside.receive(1, SHORT).is_empty());
+            assert!(driver.used(RECEIVE).is_empty());
+        });
+    }
+
+    #[test]
+    fn control_requests_that_nobody_knows_are_refused() {
+        alone(|| {
+            let (mut driver, _) = start("card", 1 << VIRTIO_NET_F_GUEST_ANNOUNCE);
+            for command in [&[0xff, 0][..], &[VIRTIO_NET_CTRL_MQ as u8, 0, 2, 0], &[1], &[]] {
+                let request = driver.add(CONTROL, &[command], &[1]);
+                driver.ring(CONTROL);
+                assert_eq!(driver.used(CONTROL).len(), 1);
+                assert_eq!(driver.read(request.writable[0].0, 1), [1], "{command:?}");
+            }
+            driver.add(CONTROL, &[&[3, 0]], &[]);
+            driver.ring(CONTROL);
+            assert!(driver.needs_reset(), "no room for an answer");
+        });
+    }
+
+    #[test]
+    fn several_queues_work_where_the_driver_wants_them() {
+        alone(|| {
+            let card = Net::create(&NetConfig { queue_pairs: 2, ..config("card") }).unwrap();
+            let outside = Outside::on("card");
+            let mut driver = Driver::start(Box::new(card), 0);
+            assert_ne!(driver.offered() & 1 << VIRTIO_NET_F_MQ, 0);
+            let request = driver.add(4, &[&[VIRTIO_NET_CTRL_MQ as u8, 0, 2, 0]], &[1]);
+            driver.ring(4);
+            assert_eq!(driver.read(request.writable[0].0, 1), [0]);
+            driver.add(3, &[&with_header(&frame(8, 60))], &[]);
+            driver.ring(3);
+            assert_eq!(outside.receive(1, LONG), [frame(8, 60)]);
+        });
+    }
+
+    #[test]
+    fn frames_that_cannot_be_sent_are_lost_and_the_next_is_not() {
+        alone(|| {
+            let (mut driver, outside) = start("card", 0);
+            driver.add(SEND, &[&[0; 5]], &[]);
+            let mut lying = with_header(&frame(1, 60));
+            lying[..12].fill(0xff);
+            driver.add(SEND, &[&lying], &[]);
+            driver.add(SEND, &[&with_header(&frame(2, 60))], &[]);
+            driver.ring(SEND);
+            assert_eq!(driver.used(SEND).len(), 3);
+            assert_eq!(outside.receive(1, LONG), [frame(2, 60)]);
+        });
+    }
+
+    #[test]
+    fn limits_delay_frames_and_lose_none() {
+        alone(|| {
+            let ops = Some(TokenBucketConfig { size: 2, one_time_burst: 0, refill_time: 100 });
+            let limits = Some(RateLimiterConfig { bandwidth: None, ops });
+            let card = Net::create(&NetConfig { send_limits: limits, ..config("card") }).unwrap();
+            let outside = Outside::on("card");
+            let mut driver = Driver::start(Box::new(card), 0);
+            for number in 0..4 {
+                driver.add(SEND, &[&with_header(&frame(number, 60))], &[]);
+            }
+            let start = Instant::now();
+            driver.ring(SEND);
+            assert_eq!(driver.used(SEND).len(), 2);
+            let timer = driver.mmio.slot().sources().len() - 1;
+            let mut late = 0;
+            while late < 2 {
+                driver.mmio.slot().ready(timer);
+                late += driver.used(SEND).len();
+                assert!(start.elapsed() < LONG);
+            }
+            assert!(start.elapsed() > Duration::from_millis(50));
+            assert_eq!(outside.receive(4, LONG).len(), 4);
+        });
+    }
+
+    #[test]
+    fn taps_that_cannot_be_had_are_refused_with_a_remedy() {
+        alone(|| {
+            let error = |config: &NetConfig| Net::create(config).err().unwrap().to_string();
+            assert!(error(&config("a name that is too long")).contains("1 to 15 characters"));
+            let _first = Net::create(&config("card")).unwrap();
+            assert!(error(&config("card")).contains("another process uses it"), "{}", error(&config("card")));
+        });
+    }
+}
