@@ -44,7 +44,7 @@ pub fn boot(config: &Config) -> Boot {
 pub fn exit_status(exit: &Exit) -> ExitStatus {
     match exit {
         // A reset is how a Linux guest on a machine without ACPI switches off.
-        Exit::Code(0) | Exit::Reset => ExitStatus::Success,
+        Exit::Code(0) | Exit::Reset | Exit::PowerOff => ExitStatus::Success,
         Exit::Code(_) => ExitStatus::GuestFailed,
         Exit::Shutdown | Exit::Error(_) => ExitStatus::GuestCrashed,
     }

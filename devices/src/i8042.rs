@@ -4,12 +4,14 @@ use crate::bus::{BusDevice, FLOATING};
 
 /// First I/O port address of the controller.
 pub const I8042_PORT: u64 = 0x60;
+/// The port that commands are written to.
+pub const RESET_PORT: u64 = 0x64;
 /// Length of its range: data at 0x60, command and status at 0x64.
 pub const I8042_LEN: u64 = 5;
 
-const COMMAND: u64 = 4;
+const COMMAND: u64 = RESET_PORT - I8042_PORT;
 /// Pulses the processor's reset line.
-const COMMAND_RESET: u8 = 0xfe;
+pub const RESET_COMMAND: u8 = 0xfe;
 /// Output full, input empty, always: a driver that probes for a keyboard sees that the output cannot be drained and
 /// gives up at once, and one that waits for the input to be empty before it resets need not wait.
 const STATUS: u8 = 0x01;
@@ -35,7 +37,7 @@ impl<F: FnMut() + Send> BusDevice for I8042<F> {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if offset == COMMAND && data.first() == Some(&COMMAND_RESET) {
+        if offset == COMMAND && data.first() == Some(&RESET_COMMAND) {
             (self.on_reset)();
         }
     }
@@ -49,10 +51,10 @@ mod tests {
     fn only_the_reset_command_resets() {
         let mut resets = 0;
         let mut controller = I8042::new(|| resets += 1);
-        controller.write(0, &[COMMAND_RESET]);
+        controller.write(0, &[RESET_COMMAND]);
         controller.write(COMMAND, &[0xd1]);
         controller.write(COMMAND, &[]);
-        controller.write(COMMAND, &[COMMAND_RESET]);
+        controller.write(COMMAND, &[RESET_COMMAND]);
         assert_eq!(resets, 1);
     }
 

@@ -1,5 +1,6 @@
 //! Putting a kernel into guest memory, and the first vCPU at its entry.
 
+mod acpi;
 mod bzimage;
 mod elf;
 mod initrd;
@@ -10,6 +11,7 @@ mod pvh;
 mod segments;
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -19,6 +21,9 @@ use linux_loader::loader::bootparam::setup_header;
 use mirror::memory::{GuestRam, Layout};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, ReadVolatile};
+
+use self::initrd::Initrd;
+use crate::platform::MmioWindow;
 
 /// Longest command line in bytes, without the NUL at its end, for a kernel that does not say (`COMMAND_LINE_SIZE` of
 /// x86).
@@ -38,6 +43,37 @@ pub struct Boot {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
+}
+
+/// How a guest learns of its processors and virtio devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// By ACPI tables.
+    Acpi,
+    /// By an MP table and by words on the kernel's command line.
+    CommandLine,
+}
+
+impl Boot {
+    /// A kernel that is told to leave ACPI alone, and the small guest that comes with the program, have no use for
+    /// tables.
+    pub fn discovery(&self) -> Discovery {
+        let without_acpi = self.cmdline.split_ascii_whitespace().any(|word| word == "acpi=off");
+        if without_acpi || matches!(self.kernel, KernelImage::Bytes(_)) {
+            Discovery::CommandLine
+        } else {
+            Discovery::Acpi
+        }
+    }
+}
+
+/// The command line with a word for each virtio device (Linux, `virtio_mmio.device=`).
+fn with_devices(cmdline: &str, windows: &[MmioWindow]) -> String {
+    windows.iter().fold(cmdline.to_owned(), |mut line, MmioWindow { base, len, gsi }| {
+        // Writing to a string does not fail.
+        let _ = write!(line, " virtio_mmio.device={}K@{base:#x}:{gsi}", len >> 10);
+        line
+    })
 }
 
 /// Where a kernel comes from: an ELF file (by PVH if it has a PVH note, else by the 64-bit Linux entry) or a bzImage.
@@ -139,6 +175,14 @@ pub(crate) struct Entry {
     pub(crate) sregs: kvm_sregs,
 }
 
+/// What a kernel is told at its entry.
+struct Told {
+    initrd: Option<Initrd>,
+    cmdline_len: usize,
+    /// Where ACPI's tables begin; 0 without them.
+    rsdp: u64,
+}
+
 /// A kernel in guest memory.
 struct Loaded {
     protocol: Protocol,
@@ -162,7 +206,7 @@ pub(crate) fn load(
     boot: &Boot,
     ram: &GuestRam,
     layout: &Layout,
-    vcpus: u8,
+    (vcpus, windows): (u8, &[MmioWindow]),
     sregs: &kvm_sregs,
 ) -> Result<Entry, BootError> {
     let loaded = match &boot.kernel {
@@ -183,19 +227,28 @@ pub(crate) fn load(
         Protocol::Pvh { .. } => None,
     };
     let max_cmdline = header.map_or(MAX_CMDLINE, |header| header.cmdline_size as usize);
-    write_cmdline(ram, &boot.cmdline, max_cmdline.min(CMDLINE_ROOM - 1))?;
+    let cmdline = match boot.discovery() {
+        Discovery::Acpi => boot.cmdline.clone(),
+        Discovery::CommandLine => with_devices(&boot.cmdline, windows),
+    };
+    write_cmdline(ram, &cmdline, max_cmdline.min(CMDLINE_ROOM - 1))?;
     let initrd_limit = header.map_or(u64::MAX, |header| u64::from(header.initrd_addr_max) + 1);
     let initrd = match &boot.initrd {
         Some(path) => Some(initrd::load(path, ram, layout, loaded.end, initrd_limit)?),
         None => None,
     };
-    mptable::write(ram, vcpus)?;
-    segments::write_gdt(ram)?;
-    match loaded.protocol {
-        Protocol::Pvh { entry } => pvh::prepare(ram, layout, entry, initrd, sregs),
-        Protocol::Linux64 { entry, header } => {
-            linux64::prepare(ram, layout, entry, header, initrd, boot.cmdline.len(), sregs)
+    let rsdp = match boot.discovery() {
+        Discovery::Acpi => acpi::write(ram, vcpus, windows)?,
+        Discovery::CommandLine => {
+            mptable::write(ram, vcpus)?;
+            0
         }
+    };
+    segments::write_gdt(ram)?;
+    let told = Told { initrd, cmdline_len: cmdline.len(), rsdp };
+    match loaded.protocol {
+        Protocol::Pvh { entry } => pvh::prepare(ram, layout, entry, &told, sregs),
+        Protocol::Linux64 { entry, header } => linux64::prepare(ram, layout, entry, header, &told, sregs),
     }
 }
 

@@ -13,6 +13,8 @@ pub enum Exit {
     Code(u8),
     /// The guest asked for a reset.
     Reset,
+    /// The guest turned its machine off.
+    PowerOff,
     /// The guest shut down, most likely by a triple fault.
     Shutdown,
     /// A vCPU cannot go on; why.
@@ -23,6 +25,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code(code) => write!(f, "the guest ended with exit code {code}"),
+            Self::PowerOff => write!(f, "the guest turned its machine off"),
             Self::Reset => write!(f, "the guest asked for a reset"),
             Self::Shutdown => write!(f, "the guest shut down (triple fault)"),
             Self::Error(why) => write!(f, "the guest cannot go on: {why}"),

@@ -155,10 +155,11 @@ impl Machine {
     /// [`MachineError::Boot`] for whatever is wrong with the kernel; memory then holds part of it.
     pub fn load(&mut self, boot: &Boot) -> Result<(), MachineError> {
         self.check_paused("load a kernel")?;
+        let windows = self.virtio_windows();
+        let hardware = (self.config.vcpu_count, &windows[..]);
         let first = lock(&self.shared.vcpus[0].fd);
         let reset = first.get_sregs().map_err(MachineError::BootRegisters)?;
-        let entry =
-            boot::load(boot, self.memory.ram(), self.memory.layout(), self.config.vcpu_count, &reset)?;
+        let entry = boot::load(boot, self.memory.ram(), self.memory.layout(), hardware, &reset)?;
         first.set_sregs(&entry.sregs).map_err(MachineError::BootRegisters)?;
         first.set_regs(&entry.regs).map_err(MachineError::BootRegisters)?;
         drop(first);

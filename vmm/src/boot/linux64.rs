@@ -6,10 +6,9 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use mirror::memory::{GuestRam, Layout};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::initrd::Initrd;
 use super::map::map;
 use super::segments::{code_64, data, gdt, task};
-use super::{BootError, CMDLINE_ADDRESS, Entry};
+use super::{BootError, CMDLINE_ADDRESS, Entry, Told};
 
 const ZERO_PAGE: u64 = 0x7000;
 /// Page tables: one for 512 GiB, one for 1 GiB each, and four for 2 MiB each, that map the first 4 GiB to themselves.
@@ -37,8 +36,7 @@ pub(super) fn prepare(
     layout: &Layout,
     entry: u64,
     header: Option<setup_header>,
-    initrd: Option<Initrd>,
-    cmdline_len: usize,
+    told: &Told,
     reset: &kvm_sregs,
 ) -> Result<Entry, BootError> {
     let mut header = header.unwrap_or(setup_header {
@@ -49,13 +47,13 @@ pub(super) fn prepare(
     });
     header.type_of_loader = LOADER_UNDEFINED;
     header.cmd_line_ptr = CMDLINE_ADDRESS as u32;
-    header.cmdline_size = header.cmdline_size.max(cmdline_len as u32);
-    if let Some(initrd) = initrd {
+    header.cmdline_size = header.cmdline_size.max(told.cmdline_len as u32);
+    if let Some(initrd) = told.initrd {
         // Both lie below the hole at 3 GiB.
         header.ramdisk_image = initrd.start as u32;
         header.ramdisk_size = initrd.len as u32;
     }
-    let mut zero_page = boot_params { hdr: header, ..Default::default() };
+    let mut zero_page = boot_params { hdr: header, acpi_rsdp_addr: told.rsdp, ..Default::default() };
     let map = map(layout);
     for (entry, piece) in zero_page.e820_table.iter_mut().zip(&map) {
         *entry = boot_e820_entry { addr: piece.start, size: piece.len, r#type: piece.kind };

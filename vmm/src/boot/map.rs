@@ -6,6 +6,8 @@ use mirror::memory::{Layout, PAGE_SIZE};
 pub(super) const LOW_END: u64 = EBDA;
 /// The extended BIOS data area, in the last KiB below 640 KiB, which holds the MP table.
 pub(super) const EBDA: u64 = 0x9_fc00;
+/// Where firmware would be, and its tables are.
+pub(super) const FIRMWARE: u64 = 0xe_0000;
 /// Where memory goes on.
 pub(super) const HIGH_START: u64 = 0x10_0000;
 
@@ -26,7 +28,7 @@ pub(super) fn map(layout: &Layout) -> Vec<Piece> {
     let mut map = vec![
         Piece { start: 0, len: LOW_END, kind: RAM },
         Piece { start: EBDA, len: 0xa_0000 - EBDA, kind: RESERVED },
-        Piece { start: 0xf_0000, len: HIGH_START - 0xf_0000, kind: RESERVED },
+        Piece { start: FIRMWARE, len: HIGH_START - FIRMWARE, kind: RESERVED },
     ];
     for region in layout.regions() {
         let start = region.start.max(HIGH_START);

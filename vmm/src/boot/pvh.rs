@@ -9,10 +9,9 @@ use linux_loader::loader::elf::start_info::{
 use mirror::memory::{GuestRam, Layout};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::initrd::Initrd;
 use super::map::map;
 use super::segments::{code_32, data, gdt, task};
-use super::{BootError, CMDLINE_ADDRESS, Entry};
+use super::{BootError, CMDLINE_ADDRESS, Entry, Told};
 
 const START_INFO: u64 = 0x6000;
 const MODULES: u64 = 0x6100;
@@ -27,10 +26,11 @@ pub(super) fn prepare(
     ram: &GuestRam,
     layout: &Layout,
     entry: u64,
-    initrd: Option<Initrd>,
+    told: &Told,
     reset: &kvm_sregs,
 ) -> Result<Entry, BootError> {
     let map = map(layout);
+    let initrd = told.initrd;
     for (index, piece) in map.iter().enumerate() {
         let entry =
             hvm_memmap_table_entry { addr: piece.start, size: piece.len, type_: piece.kind, reserved: 0 };
@@ -48,6 +48,7 @@ pub(super) fn prepare(
         cmdline_paddr: CMDLINE_ADDRESS,
         memmap_paddr: MEMORY_MAP,
         memmap_entries: map.len() as u32,
+        rsdp_paddr: told.rsdp,
         ..Default::default()
     };
     ram.write_obj(info, GuestAddress(START_INFO))?;

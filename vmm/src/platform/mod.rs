@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::exit_port::EXIT_PORT;
 use devices::i8042::{I8042_LEN, I8042_PORT};
+use devices::power_switch::{POWER_SWITCH_LEN, PowerSwitch, SLEEP_CONTROL_PORT};
 use devices::serial::{SERIAL_IRQ, SERIAL_LEN, SERIAL_PORT};
 use devices::virtio::VirtioState;
 use devices::{Bus, BusError, ExitPort, I8042, Serial, SerialState};
@@ -23,6 +24,8 @@ use crate::exit::Exit;
 
 pub use build::DeviceCreateError;
 use virtio::VirtioDevices;
+#[cfg(test)]
+pub(crate) use virtio::window;
 pub use virtio::{AttachError, MAX_VIRTIO_DEVICES, MmioWindow};
 
 /// Why the devices of a machine cannot be had.
@@ -106,13 +109,15 @@ impl Platform {
                 lock(&request).get_or_insert(exit);
             }
         };
-        let (on_code, on_reset) = (ask(&request), ask(&request));
+        let (on_code, on_reset, on_off) = (ask(&request), ask(&request), ask(&request));
         let mut pio = Bus::new();
         pio.insert(SERIAL_PORT, SERIAL_LEN, serial.clone())?;
         let controller = I8042::new(move || on_reset(Exit::Reset));
         pio.insert(I8042_PORT, I8042_LEN, Arc::new(Mutex::new(controller)))?;
         let exit_port = ExitPort::new(move |code| on_code(Exit::Code(code)));
         pio.insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit_port)))?;
+        let power_switch = PowerSwitch::new(move || on_off(Exit::PowerOff));
+        pio.insert(SLEEP_CONTROL_PORT, POWER_SWITCH_LEN, Arc::new(Mutex::new(power_switch)))?;
         let mut mmio = Bus::new();
         let virtio = VirtioDevices::attach(build::devices(config)?, ram, vm, &mut mmio)?;
         Ok(Self { pio, mmio, serial, virtio, request })
