@@ -75,6 +75,12 @@ pub struct StandbyOptions {
     /// Serve the API on this Unix socket
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
+    /// Where a disk image of the guest lies on this host, if elsewhere than at the primary
+    #[arg(long = "drive", value_name = "ID=PATH", value_parser = named)]
+    pub drives: Vec<(String, String)>,
+    /// The tap of a network interface on this host, if another than at the primary
+    #[arg(long = "net", value_name = "ID=TAP", value_parser = named)]
+    pub nets: Vec<(String, String)>,
     /// End after the first guest: with its exit status if it ran here, with 6 if it was not run here
     #[arg(long)]
     pub once: bool,
@@ -92,6 +98,15 @@ pub struct StatusOptions {
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// Reads `ID=VALUE`.
+fn named(text: &str) -> Result<(String, String), String> {
+    let (id, value) = text.split_once('=').ok_or("write the device's ID, =, and the value")?;
+    if id.is_empty() || value.is_empty() {
+        return Err("neither the device's ID nor the value may be empty".into());
+    }
+    Ok((id.into(), value.into()))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use mirror::shell::standby::{self, Handle, Options, ServeError};
 use mirror::witness::FileWitness;
 use thiserror::Error;
 use uuid::Uuid;
-use vmm::{Exit, Host, HostError, StandbyHost};
+use vmm::{Exit, Host, HostError, HostResources, StandbyHost};
 
 use crate::cli::StandbyOptions;
 use crate::events::{EventLog, EventsError};
@@ -88,7 +88,7 @@ pub fn standby(options: &StandbyOptions) -> Result<ExitStatus, StandbyError> {
     }
     let events = EventLog::open(options.events.as_deref(), "standby")?;
     let console = Console::new(io::stdout())?;
-    let machine = StandbyHost::on(Host::open()?, Arc::clone(&console));
+    let machine = StandbyHost::on(Host::open()?, Arc::clone(&console)).with_resources(resources(options));
     let exit = machine.exit_handle();
     let listener = Listener::bind(&options.listen)?;
 
@@ -118,6 +118,14 @@ pub fn standby(options: &StandbyOptions) -> Result<ExitStatus, StandbyError> {
     events.close();
     drop(server);
     Ok(status)
+}
+
+/// Where the guest's devices are on this host.
+fn resources(options: &StandbyOptions) -> HostResources {
+    HostResources {
+        drives: options.drives.iter().map(|(id, path)| (id.clone(), path.into())).collect(),
+        nets: options.nets.iter().cloned().collect(),
+    }
 }
 
 fn watch(

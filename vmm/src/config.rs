@@ -1,5 +1,8 @@
 //! What a machine is made of.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use devices::virtio::block::BlockConfig;
 use devices::virtio::net::NetConfig;
 use serde::{Deserialize, Serialize};
@@ -38,6 +41,65 @@ pub struct DevicesConfig {
 impl DevicesConfig {
     /// No devices.
     pub const NONE: Self = Self { drives: Vec::new(), nets: Vec::new() };
+}
+
+/// What of a machine's devices lies elsewhere on this host than where its configuration says: by the device's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostResources {
+    /// Disk images.
+    pub drives: BTreeMap<String, PathBuf>,
+    /// Taps.
+    pub nets: BTreeMap<String, String>,
+}
+
+/// A name that no device has.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the guest has no {kind} {name:?}; it has {known}")]
+pub struct UnknownDevice {
+    /// Of what kind.
+    pub kind: &'static str,
+    /// The name.
+    pub name: String,
+    /// The names that there are.
+    pub known: String,
+}
+
+impl DevicesConfig {
+    /// Puts `here` in the place of what the configuration says.
+    ///
+    /// # Errors
+    /// [`UnknownDevice`] if a name is none of the devices; nothing is changed then.
+    pub fn relocate(&mut self, here: &HostResources) -> Result<(), UnknownDevice> {
+        let drives: Vec<&str> = self.drives.iter().map(|drive| drive.id.as_str()).collect();
+        let nets: Vec<&str> = self.nets.iter().map(|net| net.id.as_str()).collect();
+        check_names("drive", here.drives.keys(), &drives)?;
+        check_names("network interface", here.nets.keys(), &nets)?;
+        for drive in &mut self.drives {
+            if let Some(path) = here.drives.get(&drive.id) {
+                drive.path.clone_from(path);
+            }
+        }
+        for net in &mut self.nets {
+            if let Some(tap) = here.nets.get(&net.id) {
+                net.tap.clone_from(tap);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_names<'a>(
+    kind: &'static str,
+    mut names: impl Iterator<Item = &'a String>,
+    known: &[&str],
+) -> Result<(), UnknownDevice> {
+    match names.find(|name| !known.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+            Err(UnknownDevice { kind, name: name.clone(), known })
+        }
+    }
 }
 
 impl MachineConfig {
@@ -95,9 +157,35 @@ impl MachineConfig {
 
 #[cfg(test)]
 mod tests {
+    use devices::virtio::net::Mac;
+
     use super::*;
 
     const GOOD: MachineConfig = MachineConfig::new(1, 2);
+
+    #[test]
+    fn devices_are_found_elsewhere_by_name_and_unknown_names_are_refused() {
+        let net = |id: &str, tap: &str| NetConfig {
+            id: id.into(),
+            tap: tap.into(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            mtu: None,
+            queue_pairs: 1,
+            receive_limits: None,
+            send_limits: None,
+        };
+        let before = DevicesConfig { drives: vec![], nets: vec![net("a", "tap0"), net("b", "tap1")] };
+        let mut devices = before.clone();
+        let mut here = HostResources::default();
+        here.nets.insert("b".into(), "tap7".into());
+        devices.relocate(&here).unwrap();
+        assert_eq!(devices.nets, [net("a", "tap0"), net("b", "tap7")]);
+        here.nets.insert("c".into(), "tap8".into());
+        let mut devices = before.clone();
+        let error = devices.relocate(&here).unwrap_err();
+        assert_eq!(error.to_string(), "the guest has no network interface \"c\"; it has a, b");
+        assert_eq!(devices, before);
+    }
 
     #[test]
     fn fields_out_of_range_are_named() {

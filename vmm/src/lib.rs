@@ -21,7 +21,7 @@ pub mod vcpu_state;
 pub mod vm_state;
 
 pub use boot::{Boot, BootError, KernelImage};
-pub use config::{ConfigError, DevicesConfig, MachineConfig};
+pub use config::{ConfigError, DevicesConfig, HostResources, MachineConfig, UnknownDevice};
 pub use exit::{Exit, ExitHandle};
 pub use host::{Host, HostError};
 pub use machine::{CreateError, Machine, MachineError, SerialInput};

@@ -8,6 +8,7 @@ use mirror::guest::{GuestError, StandbyMachine};
 use mirror::memory::{GuestRam, Layout};
 use thiserror::Error;
 
+use crate::config::{HostResources, UnknownDevice};
 use crate::exit::ExitHandle;
 use crate::host::Host;
 use crate::machine::{CreateError, Machine, MachineError};
@@ -40,6 +41,9 @@ pub enum StandbyError {
         /// Size described.
         mib: u32,
     },
+    /// This standby was told where to find a device that the guest has not.
+    #[error("this standby's options: {0}")]
+    Unknown(#[from] UnknownDevice),
     /// There is a machine already.
     #[error("the standby holds a machine already")]
     Taken,
@@ -54,17 +58,30 @@ pub struct StandbyHost {
     console: Arc<Console>,
     exit: ExitHandle,
     machine: Option<Machine>,
+    resources: HostResources,
 }
 
 impl StandbyHost {
     /// A standby whose guest, should it ever run, writes to `console`.
     pub fn new(console: Arc<Console>) -> Self {
-        Self { host: None, console, exit: ExitHandle::default(), machine: None }
+        Self {
+            host: None,
+            console,
+            exit: ExitHandle::default(),
+            machine: None,
+            resources: HostResources::default(),
+        }
     }
 
     /// As [`Self::new`], on the KVM of `host`.
     pub fn on(host: Host, console: Arc<Console>) -> Self {
         Self { host: Some(host), ..Self::new(console) }
+    }
+
+    /// Finds devices of the guest where `resources` says instead of where they are at the primary.
+    #[must_use]
+    pub fn with_resources(self, resources: HostResources) -> Self {
+        Self { resources, ..self }
     }
 
     /// Tells when and how the guest's run ends here.
@@ -96,7 +113,8 @@ impl StandbyHost {
         if self.machine.is_some() {
             return Err(StandbyError::Taken);
         }
-        let config = state::read_description(description)?;
+        let mut config = state::read_description(description)?;
+        config.devices.relocate(&self.resources)?;
         let mib = config.mem_size_mib;
         let expected = crate::memory::layout(mib).map_err(CreateError::Layout)?;
         if expected != *layout {
