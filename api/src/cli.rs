@@ -29,6 +29,9 @@ pub enum Command {
     /// Wait for a primary, hold the mirror of its guest, and take over when it dies
     #[command(after_help = EXIT_STATUSES)]
     Standby(StandbyOptions),
+    /// Let the standby of a mirrored guest run it from now on, with nothing lost
+    #[command(after_help = EXIT_STATUSES)]
+    Switchover(SwitchoverOptions),
     /// Ask a running primary or standby how it is
     #[command(after_help = EXIT_STATUSES)]
     Status(StatusOptions),
@@ -87,6 +90,17 @@ pub struct StandbyOptions {
     /// End when this parent process has ended
     #[arg(long, hide = true, value_name = "PID")]
     pub end_with_parent: Option<i32>,
+}
+
+/// `understudy switchover`
+#[derive(Debug, Args)]
+pub struct SwitchoverOptions {
+    /// The API socket of the primary
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `understudy status`

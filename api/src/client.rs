@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
 use hyper::body::Bytes;
 use hyper::header::HOST;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -57,14 +57,31 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`]
 pub fn get<T: DeserializeOwned>(path: &Path, resource: &str) -> Result<T, ClientError> {
+    request(path, Method::GET, resource, PATIENCE)
+}
+
+/// Orders `resource` at the API on the socket `path`, which may take `patience`.
+///
+/// # Errors
+/// [`ClientError`]
+pub fn put<T: DeserializeOwned>(path: &Path, resource: &str, patience: Duration) -> Result<T, ClientError> {
+    request(path, Method::PUT, resource, patience)
+}
+
+fn request<T: DeserializeOwned>(
+    path: &Path,
+    method: Method,
+    resource: &str,
+    patience: Duration,
+) -> Result<T, ClientError> {
     let answer = |reason: String| ClientError::Answer { path: path.into(), reason };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| answer(error.to_string()))?;
     let (status, body) = runtime.block_on(async {
-        let within = tokio::time::timeout(PATIENCE, ask(path, resource)).await;
-        within.unwrap_or_else(|_| Err(answer(format!("nothing came within {} s", PATIENCE.as_secs()))))
+        let within = tokio::time::timeout(patience, ask(path, method, resource)).await;
+        within.unwrap_or_else(|_| Err(answer(format!("nothing came within {} s", patience.as_secs()))))
     })?;
     if status == 200 {
         return serde_json::from_slice(&body).map_err(|error| answer(error.to_string()));
@@ -74,7 +91,7 @@ pub fn get<T: DeserializeOwned>(path: &Path, resource: &str) -> Result<T, Client
     Err(ClientError::Fault { path: path.into(), status, message })
 }
 
-async fn ask(path: &Path, resource: &str) -> Result<(u16, Bytes), ClientError> {
+async fn ask(path: &Path, method: Method, resource: &str) -> Result<(u16, Bytes), ClientError> {
     let answer = |reason: String| ClientError::Answer { path: path.into(), reason };
     let stream = UnixStream::connect(path)
         .await
@@ -83,7 +100,9 @@ async fn ask(path: &Path, resource: &str) -> Result<(u16, Bytes), ClientError> {
         .await
         .map_err(|error| answer(error.to_string()))?;
     let connection = tokio::spawn(connection);
-    let request = Request::get(resource)
+    let request = Request::builder()
+        .method(method)
+        .uri(resource)
         .header(HOST, "localhost")
         .body(Empty::<Bytes>::new())
         .map_err(|error| answer(error.to_string()))?;

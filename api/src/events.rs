@@ -94,6 +94,11 @@ pub fn words(report: &Report) -> Option<String> {
             *bytes as f64 / 1_048_576.0,
             *micros as f64 / 1e6
         ),
+        Report::HandedOver { term, pause_us } => format!(
+            "the standby runs the guest in term {term}; it stood still for {:.1} ms",
+            *pause_us as f64 / 1000.0
+        ),
+        Report::SwitchoverFailed { reason } => format!("the standby does not take the guest over: {reason}"),
         Report::Protected { epoch } => format!("the guest is protected from epoch {epoch} on"),
         Report::Unprotected { reason } => format!("the guest goes on WITHOUT PROTECTION: {reason}"),
         Report::StandbyLost { reason } => format!("the standby is lost: {reason}"),

@@ -12,3 +12,4 @@ pub mod run;
 pub mod server;
 pub mod standby;
 pub mod status;
+pub mod switchover;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use understudy::cli::{Cli, Command};
 use understudy::exit::ExitStatus;
-use understudy::{demo, run, standby, status};
+use understudy::{demo, run, standby, status, switchover};
 
 fn main() -> ExitCode {
     let status = match Cli::parse().command {
@@ -15,6 +15,10 @@ fn main() -> ExitCode {
         Command::Standby(options) => {
             standby::standby(&options).unwrap_or_else(|error| say(&error, error.status()))
         }
+        Command::Switchover(options) => match switchover::switchover(&options) {
+            Ok(()) => ExitStatus::Success,
+            Err(error) => say(&error, ExitStatus::Unreachable),
+        },
         Command::Status(options) => match status::status(&options) {
             Ok(()) => ExitStatus::Success,
             Err(error) => say(&error, ExitStatus::Unreachable),

@@ -72,7 +72,7 @@ enum Happening {
 struct RunningGuest {
     id: String,
     exit: ExitHandle,
-    mirror: Arc<OnceLock<StatusHandle>>,
+    mirror: Arc<OnceLock<(StatusHandle, Notifier)>>,
 }
 
 impl Instance for RunningGuest {
@@ -89,7 +89,12 @@ impl Instance for RunningGuest {
     }
 
     fn mirror(&self) -> Option<MirrorStatus> {
-        self.mirror.get()?.status().map(|status| MirrorStatus::Primary(Box::new(status)))
+        self.mirror.get()?.0.status().map(|status| MirrorStatus::Primary(Box::new(status)))
+    }
+
+    fn switchover(&self) -> Result<Duration, String> {
+        let (_, notifier) = self.mirror.get().ok_or("it is not mirrored")?;
+        notifier.switchover()
     }
 }
 
@@ -147,7 +152,7 @@ struct Run {
     events: Arc<EventLog>,
     happen: Sender<Happening>,
     /// For the API.
-    mirror: Arc<OnceLock<StatusHandle>>,
+    mirror: Arc<OnceLock<(StatusHandle, Notifier)>>,
     /// The guest, unless the mirror has it.
     running: Option<Machine>,
     /// The mirror, while it has the guest.
@@ -236,7 +241,7 @@ impl Run {
             .map_err(Box::new)?;
         self.notifier = Some(handle.notifier());
         // It is attached once.
-        let _ = self.mirror.set(handle.status_handle());
+        let _ = self.mirror.set((handle.status_handle(), handle.notifier()));
         let happen = self.happen.clone();
         let waiting = thread::Builder::new().name("mirror-end".into()).spawn(move || {
             let (outcome, guest) = handle.wait();
@@ -259,6 +264,7 @@ impl Run {
                 self.ended = Some(exit);
             }
             Happening::MirrorEnded(Outcome::Frozen, _) => return Some(ExitStatus::Frozen),
+            Happening::MirrorEnded(Outcome::HandedOver, _) => return Some(ExitStatus::Success),
             Happening::MirrorEnded(_, guest) => {
                 let mut machine = guest.0;
                 // It has not run yet if the standby turned it down.

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Held bytes beyond which the guest is not run until the console drains.
 pub const HOLD_LIMIT: u64 = 1 << 20;
@@ -163,6 +164,20 @@ impl Console {
         while stream.policy != Policy::Freeze && stream.written < stream.allowed && stream.broken.is_none() {
             stream = self.changed.wait(stream).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Waits until everything that is allowed has been written, at most `patience`, and says whether it has.
+    pub fn flush_within(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut stream = self.lock();
+        while stream.written < stream.allowed {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            stream = self.changed.wait_timeout(stream, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, Stream> {

@@ -120,6 +120,13 @@ pub trait StandbyMachine: Send {
     /// What of the description cannot be had here.
     fn allocate(&mut self, description: &[u8], layout: &Layout) -> Result<Arc<GuestRam>, GuestError>;
 
+    /// Restores `state` ([`Guest::encode_captured`]), so that it is known that the guest can be run here, and does not run
+    /// it. It may be restored again.
+    ///
+    /// # Errors
+    /// What of the state cannot be restored.
+    fn prepare(&mut self, state: &[u8]) -> Result<(), GuestError>;
+
     /// Restores `state` ([`Guest::encode_captured`]) and runs the guest.
     ///
     /// # Errors

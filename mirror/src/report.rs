@@ -149,6 +149,18 @@ pub enum Report {
         /// Its output goes on at this position.
         output_start: u64,
     },
+    /// The standby runs the guest by this side's own wish: this one has stopped it and is done.
+    HandedOver {
+        /// In this term.
+        term: Term,
+        /// Microseconds for which the guest ran on neither side: from its last pause here to the standby's answer.
+        pause_us: u64,
+    },
+    /// A switchover was asked for and did not come about; the guest goes on here unless another report says otherwise.
+    SwitchoverFailed {
+        /// Why.
+        reason: String,
+    },
     /// The guest has ended.
     Ended {
         /// How.

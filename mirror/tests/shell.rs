@@ -164,6 +164,11 @@ impl StandbyMachine for PlainTwin {
         Ok(Arc::clone(self.memory.as_ref().unwrap().ram()))
     }
 
+    fn prepare(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        <[u8; 8]>::try_from(state)?;
+        Ok(())
+    }
+
     fn activate(&mut self, state: &[u8]) -> Result<(), GuestError> {
         let step = u64::from_le_bytes(state.try_into()?);
         self.activated.send((self.memory.clone().unwrap(), step))?;
@@ -291,6 +296,35 @@ fn quiesced_pair_is_equal_over_unix_and_tcp() {
 }
 
 #[test]
+fn switchover_loses_and_repeats_nothing_and_tells_its_pause() {
+    for listen in ["unix:FOLDER/standby", "tcp:127.0.0.1:0"] {
+        let pair = pair(listen);
+        let pause = pair.primary.switchover().unwrap();
+        assert!(pause > Duration::ZERO && pause < PATIENCE, "{pause:?}");
+        let (outcome, _) = pair.primary.wait();
+        assert_eq!(outcome, Outcome::HandedOver);
+        let (_, step) = pair.activated.recv_timeout(PATIENCE).unwrap();
+        let report = await_report(&pair.standby_reports, |report| matches!(report, Report::Active { .. }));
+        let Report::Active { output_start, .. } = report else { unreachable!() };
+        let mut seen = drain(&pair.primary_out);
+        assert_eq!(seen.len() as u64, output_start, "each byte leaves on one side");
+        pair.standby.flush_console();
+        seen.extend(drain(&pair.standby_out));
+        assert_eq!(String::from_utf8(seen).unwrap(), lines(step));
+    }
+}
+
+#[test]
+fn switchover_before_the_guest_is_protected_is_refused_and_changes_nothing() {
+    let pair = pair("unix:FOLDER/standby");
+    let primary = pair.primary.notifier();
+    pair.standby.cut();
+    let (outcome, _guest) = pair.primary.wait();
+    assert_ne!(outcome, Outcome::HandedOver);
+    assert!(primary.switchover().unwrap_err().contains("no longer mirrored"));
+}
+
+#[test]
 fn lost_link_leaves_exactly_one_side_live_with_nothing_lost() {
     let pair = pair("unix:FOLDER/standby");
     let ours = pair.primary.quiesce().expect("lockstep");
@@ -299,6 +333,7 @@ fn lost_link_leaves_exactly_one_side_live_with_nothing_lost() {
     pair.standby.cut();
     let (outcome, guest) = pair.primary.wait();
     match outcome {
+        Outcome::HandedOver => panic!("nobody asked for a switchover"),
         Outcome::Frozen => {
             let (memory, step) = pair.activated.recv_timeout(PATIENCE).unwrap();
             let report =

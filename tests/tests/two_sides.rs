@@ -1,12 +1,13 @@
 //! Of two sides that lost each other exactly one goes on: real processes, stopped and continued by signals.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use mirror::report::Report;
 use mirror::witness::{FileWitness, Witness};
 use rustix::process::Signal;
 use tests::pair::await_report;
-use tests::process::{Process, configuration};
+use tests::process::{Process, configuration, understudy};
 
 /// The exit status of a side that is frozen.
 const FROZEN: i32 = 5;
@@ -16,6 +17,7 @@ struct Two {
     primary: Process,
     standby: Process,
     witness: PathBuf,
+    api: PathBuf,
     _folder: tempfile::TempDir,
 }
 
@@ -27,10 +29,12 @@ impl Two {
         let standby = Process::standby(&listen, &witness);
         let mirror = format!(r#""standby": "{listen}", "witness": "{}""#, witness.display());
         let config = configuration(folder.path(), "embedded:guest", Some(&mirror));
-        let primary = Process::start(&["run", "--config-file", &config]);
+        let api = folder.path().join("api.sock");
+        let api_sock = api.display().to_string();
+        let primary = Process::start(&["run", "--config-file", &config, "--api-sock", &api_sock]);
         await_report(&primary.reports, |report| matches!(report, Report::Protected { .. }));
         primary.console.await_text(|text| text.contains("count cpu=0 n=20 "));
-        Self { primary, standby, witness, _folder: folder }
+        Self { primary, standby, witness, api, _folder: folder }
     }
 
     fn term(&self) -> (u64, String) {
@@ -85,6 +89,32 @@ mod kvm {
         assert_eq!(two.standby.console.text(), "");
         let (term, owner) = two.term();
         assert!(term == 2 && owner.starts_with("primary"), "term {term}, owner {owner}");
+    }
+
+    #[test]
+    fn switchover_moves_the_guest_with_no_output_lost_or_repeated() {
+        let mut two = Two::start();
+
+        let asked = Command::new(understudy())
+            .args(["switchover", "--json", "--api-sock"])
+            .arg(&two.api)
+            .output()
+            .unwrap();
+
+        let said = String::from_utf8(asked.stdout).unwrap();
+        assert!(asked.status.success(), "{said}{}", String::from_utf8_lossy(&asked.stderr));
+        let answer: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert!(answer["pause_us"].as_u64().unwrap() > 0, "{said}");
+        assert_eq!(two.primary.wait().code(), Some(0), "{}", two.primary.errors.text());
+        await_report(&two.primary.reports, |report| matches!(report, Report::HandedOver { .. }));
+        let (term, owner) = two.term();
+        assert!(term == 2 && owner.starts_with("standby"), "term {term}, owner {owner}");
+        let lines = two.standby.console.text().lines().count();
+        two.standby.console.await_text(|text| text.lines().count() > lines + 20);
+        let whole = two.primary.console.text() + &two.standby.console.text();
+        let counts = whole.lines().filter_map(|line| line.strip_prefix("count cpu=0 n="));
+        let numbers: Vec<u64> = counts.filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect();
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
     }
 
     #[test]

@@ -142,6 +142,10 @@ impl StandbyMachine for StandbyHost {
         Ok(self.create(description, layout)?)
     }
 
+    fn prepare(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        Ok(self.restore(state)?)
+    }
+
     fn activate(&mut self, state: &[u8]) -> Result<(), GuestError> {
         self.restore(state)?;
         if let Some(machine) = &mut self.machine {

@@ -192,6 +192,7 @@ impl MirrorSection {
             pause_budget: Duration::from_millis(self.pause_budget_ms.into()),
             dirty_budget: self.dirty_budget_pages,
             wait_for_space: self.wait_for_space,
+            has_witness: self.witness.is_some(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -13,7 +14,7 @@ use thiserror::Error;
 mod routes;
 pub mod types;
 
-pub use types::{InstanceInfo, InstanceState, MirrorStatus, Version};
+pub use types::{InstanceInfo, InstanceState, MirrorStatus, Switchover, Version};
 
 /// What the API tells about.
 pub trait Instance: Send + Sync {
@@ -22,6 +23,14 @@ pub trait Instance: Send + Sync {
 
     /// How its mirror is; `None` if there is none.
     fn mirror(&self) -> Option<MirrorStatus>;
+
+    /// Lets the standby run the guest from now on; returns how long the guest ran on neither side.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn switchover(&self) -> Result<Duration, String> {
+        Err("this side mirrors no guest that it could hand over".into())
+    }
 }
 
 /// Why there is no API server.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Json, Router};
 
 use super::Instance;
-use super::types::{Fault, Version};
+use super::types::{Fault, Switchover, Version};
 
 type Shared = State<Arc<dyn Instance>>;
 
@@ -19,6 +19,7 @@ pub(super) fn router(instance: Arc<dyn Instance>) -> Router {
         .route("/", get(info))
         .route("/version", get(version))
         .route("/mirror", get(mirror))
+        .route("/mirror/switchover", put(switchover))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .with_state(instance)
@@ -36,6 +37,17 @@ async fn mirror(State(instance): Shared) -> Response {
     match instance.mirror() {
         Some(status) => Json(status).into_response(),
         None => fault(StatusCode::NOT_FOUND, "this guest is not mirrored".into()),
+    }
+}
+
+async fn switchover(State(instance): Shared) -> Response {
+    let waiting = tokio::task::spawn_blocking(move || instance.switchover());
+    match waiting.await {
+        Ok(Ok(pause)) => Json(Switchover { pause_us: pause.as_micros() as u64 }).into_response(),
+        Ok(Err(reason)) => {
+            fault(StatusCode::BAD_REQUEST, format!("The guest was not handed over: {reason}."))
+        }
+        Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 

@@ -57,6 +57,13 @@ pub enum MirrorStatus {
     Standby(Box<standby::Status>),
 }
 
+/// What a switchover cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switchover {
+    /// Microseconds for which the guest ran on neither side.
+    pub pause_us: u64,
+}
+
 /// Firecracker's Error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {

@@ -58,6 +58,10 @@ pub enum Event {
     },
     /// Answer to [`Action::Claim`].
     Claimed(Claim),
+    /// An operator wants the standby to run the guest.
+    Switchover,
+    /// Answer to [`Action::Drain`]: the position after the last byte of output that has left, or why not all has.
+    Drained(Result<u64, String>),
     /// The guest has ended by itself; its vCPUs stand still.
     GuestEnded {
         /// How.
@@ -98,6 +102,13 @@ pub enum Action {
         /// Which.
         epoch: Epoch,
     },
+    /// From now on the guest does not go on after a pause, until [`Self::Resume`].
+    StandStill,
+    /// Wait until nothing that the guest asked for is still being carried out here, and all output that may leave has
+    /// left; answer with [`Event::Drained`].
+    Drain,
+    /// Let a guest that stands still go on.
+    Resume,
     /// Send the staged epoch, ending with its commit.
     SendEpoch {
         /// Which.
@@ -143,6 +154,10 @@ pub enum Phase {
     Deciding,
     /// The live side, alone.
     Solo,
+    /// The guest stands still and is the standby's; its answer is awaited.
+    HandingOver,
+    /// The standby runs the guest, as it was asked to.
+    HandedOver,
     /// Another side is live.
     Frozen,
     /// The guest has ended.
@@ -159,6 +174,8 @@ impl Phase {
             Self::Lockstep => "lockstep",
             Self::Deciding => "deciding",
             Self::Solo => "solo",
+            Self::HandingOver => "handing over",
+            Self::HandedOver => "handed over",
             Self::Frozen => "frozen",
             Self::Ended => "ended",
         }

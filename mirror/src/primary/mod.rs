@@ -44,6 +44,8 @@ pub struct Settings {
     pub dirty_budget: u64,
     /// Whether to wait in the standby's queue if it has no space now.
     pub wait_for_space: bool,
+    /// Whether there is a witness to ask which side lives.
+    pub has_witness: bool,
 }
 
 impl Default for Settings {
@@ -56,6 +58,7 @@ impl Default for Settings {
             pause_budget: Duration::from_millis(10),
             dirty_budget: 4096,
             wait_for_space: false,
+            has_witness: false,
         }
     }
 }
@@ -69,6 +72,8 @@ enum Flow {
     Pausing,
     /// Sent or being sent; the acknowledgement is awaited.
     Committing { since: Duration },
+    /// The last epoch before a hand-over is committed; this host finishes what it does for the guest.
+    Draining,
 }
 
 /// The answer of the agreement that is awaited.
@@ -116,6 +121,10 @@ pub struct Primary {
     exposed: bool,
     /// The guest's end, told to the standby once everything before it is committed.
     ended: Option<String>,
+    /// Since when the guest stands still for the standby to run it, if so.
+    standing: Option<Duration>,
+    /// A switchover is wanted.
+    switching: bool,
     /// When the witness was last asked.
     asked: Duration,
     sense: Sense,
@@ -150,6 +159,8 @@ impl Primary {
             queued: false,
             exposed: false,
             ended: None,
+            standing: None,
+            switching: false,
             asked: zero,
             sense: Sense::default(),
         }
@@ -215,6 +226,8 @@ impl Primary {
             Event::Harvested { pages } => self.harvested(pages, actions),
             Event::Staged { output_end } => self.staged(output_end, actions),
             Event::Claimed(claim) => self.claimed(claim, actions),
+            Event::Switchover => self.switch_over(actions),
+            Event::Drained(released) => self.drained(released, actions),
             Event::GuestEnded { reason } => self.guest_ended(reason, actions),
             Event::Failed { reason } => {
                 actions.push(Action::Report(Report::Failed { reason: reason.clone() }));
@@ -241,7 +254,11 @@ impl Primary {
             return;
         }
         if header.term > self.term && message == Message::AllocateWrite {
-            self.replaced(header.term, actions);
+            if self.phase == Phase::HandingOver {
+                self.handed_over(header.term, actions);
+            } else {
+                self.replaced(header.term, actions);
+            }
             return;
         }
         if header.term > self.term {
@@ -255,6 +272,11 @@ impl Primary {
             (_, Message::Refused(Refusal::StaleTerm { newest })) if newest > self.term => {
                 self.superseded(format!("the standby knows term {newest}"), actions);
             }
+            // It says so itself: nobody but this side runs the guest.
+            (Phase::HandingOver, Message::Refused(refusal)) => {
+                actions.push(Action::Close);
+                self.decide(refusal.to_string(), actions);
+            }
             (_, Message::Refused(refusal)) => self.standby_lost(refusal.to_string(), actions),
             (Phase::Joining, message) => self.joining(message, actions),
             (Phase::Seeding, Message::RoundAck { round }) if self.round_open && round == self.round => {
@@ -263,7 +285,7 @@ impl Primary {
                 actions.push(Action::Harvest);
             }
             (Phase::Seeding | Phase::Lockstep, Message::CommitAck) => self.committed(header.epoch, actions),
-            (Phase::Deciding | Phase::Solo | Phase::Frozen | Phase::Ended, _) => {}
+            (Phase::Deciding | Phase::Solo | Phase::HandedOver | Phase::Frozen | Phase::Ended, _) => {}
             (_, message) => self.distrust(message.name(), actions),
         }
     }
@@ -370,6 +392,10 @@ impl Primary {
     fn take_epoch(&mut self, actions: &mut Vec<Action>) {
         self.flow = Flow::Pausing;
         self.last = self.ended.is_some();
+        if self.switching && !self.last {
+            self.standing = Some(self.now);
+            actions.push(Action::StandStill);
+        }
         actions.push(Action::TakeEpoch { epoch: self.epoch.next() });
     }
 
@@ -401,6 +427,11 @@ impl Primary {
             actions.push(Action::Report(Report::Protected { epoch }));
         }
         self.flow = Flow::Running { since };
+        if self.standing.is_some() {
+            self.flow = Flow::Draining;
+            actions.push(Action::Drain);
+            return;
+        }
         if let (true, Some(reason)) = (self.last, self.ended.clone()) {
             self.send(Message::ReleaseMemory { reason }, actions);
             actions.push(Action::PassOutput);
@@ -412,7 +443,7 @@ impl Primary {
     fn tick(&mut self, waits: bool, released: u64, dirty: Option<u64>, actions: &mut Vec<Action>) {
         let Settings { heartbeat, misses, interval, min_interval, dirty_budget, .. } = self.settings;
         match self.phase {
-            Phase::Joining | Phase::Seeding | Phase::Lockstep => {}
+            Phase::Joining | Phase::Seeding | Phase::Lockstep | Phase::HandingOver => {}
             Phase::Deciding => {
                 if self.now.saturating_sub(self.asked) >= heartbeat {
                     self.ask_witness(actions);
@@ -464,6 +495,10 @@ impl Primary {
     fn freeze(&mut self, reason: &str, actions: &mut Vec<Action>) {
         self.phase = Phase::Frozen;
         actions.push(Action::Freeze);
+        if std::mem::take(&mut self.switching) {
+            let reason = "the standby was lost before it answered".into();
+            actions.push(Action::Report(Report::SwitchoverFailed { reason }));
+        }
         let reason = format!("{reason}; this side was live in term {}", self.term);
         actions.push(Action::Report(Report::Frozen { reason }));
     }
@@ -481,10 +516,18 @@ impl Primary {
     /// The standby is lost, or is no longer to be trusted.
     fn standby_lost(&mut self, reason: String, actions: &mut Vec<Action>) {
         match self.phase {
-            Phase::Idle | Phase::Joining | Phase::Seeding | Phase::Lockstep => {}
-            Phase::Deciding | Phase::Solo | Phase::Frozen | Phase::Ended => return,
+            Phase::Idle | Phase::Joining | Phase::Seeding | Phase::Lockstep | Phase::HandingOver => {}
+            Phase::Deciding | Phase::Solo | Phase::HandedOver | Phase::Frozen | Phase::Ended => return,
         }
         actions.push(Action::Close);
+        if self.phase == Phase::HandingOver && !self.settings.has_witness {
+            let reason = format!(
+                "{reason}, after the guest was given to it, and there is no witness to ask whether it runs there; look, and \
+                 start it where it does not"
+            );
+            self.freeze(&reason, actions);
+            return;
+        }
         if matches!(self.flow, Flow::Committing { .. } | Flow::Pausing) {
             actions.push(Action::PutBack);
         }
@@ -496,9 +539,65 @@ impl Primary {
             actions.push(Action::StopTracking);
             return;
         }
+        self.decide(reason, actions);
+    }
+
+    fn decide(&mut self, reason: String, actions: &mut Vec<Action>) {
         self.phase = Phase::Deciding;
         actions.push(Action::Report(Report::StandbyLost { reason }));
         self.ask_witness(actions);
+    }
+
+    fn switch_over(&mut self, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Lockstep || self.ended.is_some() {
+            let reason = format!(
+                "the standby can take the guest over only while epochs flow; this side is {}",
+                self.phase.name()
+            );
+            actions.push(Action::Report(Report::SwitchoverFailed { reason }));
+            return;
+        }
+        self.switching = true;
+        if matches!(self.flow, Flow::Running { .. }) {
+            self.take_epoch(actions);
+        }
+    }
+
+    /// The last epoch is committed, and this host has nothing more to do with the guest: it is the standby's.
+    fn drained(&mut self, released: Result<u64, String>, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Lockstep || !matches!(self.flow, Flow::Draining) {
+            return;
+        }
+        match released {
+            Ok(released) => {
+                self.phase = Phase::HandingOver;
+                self.heard = self.now;
+                self.send(Message::ReleasePointer { released }, actions);
+            }
+            Err(reason) => {
+                self.flow = Flow::Running { since: self.now };
+                self.stand_no_longer(reason, actions);
+            }
+        }
+    }
+
+    fn stand_no_longer(&mut self, reason: String, actions: &mut Vec<Action>) {
+        if self.switching {
+            self.switching = false;
+            actions.push(Action::Report(Report::SwitchoverFailed { reason }));
+        }
+        if self.standing.take().is_some() {
+            actions.push(Action::Resume);
+        }
+    }
+
+    fn handed_over(&mut self, term: Term, actions: &mut Vec<Action>) {
+        self.phase = Phase::HandedOver;
+        actions.push(Action::Freeze);
+        actions.push(Action::Close);
+        let since = self.standing.unwrap_or(self.now);
+        let pause_us = self.now.saturating_sub(since).as_micros() as u64;
+        actions.push(Action::Report(Report::HandedOver { term, pause_us }));
     }
 
     fn ask_witness(&mut self, actions: &mut Vec<Action>) {
@@ -517,6 +616,7 @@ impl Primary {
                 actions.push(Action::Report(Report::Solo { term }));
                 actions.push(Action::PassOutput);
                 actions.push(Action::StopTracking);
+                self.stand_no_longer("the standby was lost".into(), actions);
             }
             // Only a witness that has lost its record knows an older term; nobody has won by that.
             Claim::Refused { term, .. } if term < self.term => {

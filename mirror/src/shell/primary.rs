@@ -34,6 +34,9 @@ const POLL: Duration = Duration::from_millis(2);
 /// How long an ended guest's standby may take to hear of it.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// How long output that may leave may take to do so before the guest is handed over.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Pages between two reports of a round's progress.
 const PROGRESS_PAGES: u64 = 4096;
 
@@ -99,6 +102,8 @@ pub enum Outcome {
     Solo(Term),
     /// Another side is live; the guest stands still for good.
     Frozen,
+    /// The standby runs the guest, as it was asked to.
+    HandedOver,
     /// The guest has ended.
     Ended,
 }
@@ -148,6 +153,7 @@ enum Input {
     Frame(Header, Message),
     LinkLost(String),
     GuestEnded(String),
+    Switchover(Sender<Result<Duration, String>>),
     Quiesce(Sender<Epoch>),
     Unquiesce,
 }
@@ -186,6 +192,17 @@ impl Notifier {
         // A driver that has finished has no more use for it.
         let _ = self.0.send(Input::GuestEnded(reason.into()));
     }
+
+    /// As [`Handle::switchover`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn switchover(&self) -> Result<Duration, String> {
+        let over = || "the guest is no longer mirrored".to_owned();
+        let (sender, outcome) = channel();
+        self.0.send(Input::Switchover(sender)).map_err(|_| over())?;
+        outcome.recv().map_err(|_| over())?
+    }
 }
 
 impl<G> Handle<G> {
@@ -197,6 +214,14 @@ impl<G> Handle<G> {
     /// For whoever learns of the guest's end.
     pub fn notifier(&self) -> Notifier {
         Notifier(self.inputs.clone())
+    }
+
+    /// Lets the standby run the guest from now on, and returns how long the guest ran on neither side.
+    ///
+    /// # Errors
+    /// Why the standby does not run it; where the guest is then, [`Self::wait`] and the reports tell.
+    pub fn switchover(&self) -> Result<Duration, String> {
+        self.notifier().switchover()
     }
 
     /// Stops the guest at an epoch and returns once the standby has committed it: both sides hold the same then.
@@ -275,6 +300,10 @@ struct Driver<G> {
     output_known: Option<u64>,
     quiesce: Option<Sender<Epoch>>,
     quiesced: bool,
+    /// The guest does not go on after a pause.
+    standing: bool,
+    /// Who waits for the end of a switchover.
+    switchover: Option<Sender<Result<Duration, String>>>,
     began: Instant,
     times: PauseTimes,
     counters: Counters,
@@ -305,15 +334,10 @@ impl<G: Guest + 'static> Driver<G> {
             return Err(AttachFailure { error: error.into(), guest });
         }
         let pages = memory.layout().pages();
+        let settings = Settings { has_witness: options.witness.is_some(), ..options.settings.clone() };
         let shared = Arc::new(Shared::default());
         let driver = Self {
-            core: Primary::new(
-                options.settings.clone(),
-                options.guid,
-                term,
-                memory.layout().clone(),
-                guest.describe(),
-            ),
+            core: Primary::new(settings, options.guid, term, memory.layout().clone(), guest.describe()),
             guest,
             memory,
             console,
@@ -330,6 +354,8 @@ impl<G: Guest + 'static> Driver<G> {
             output_known: None,
             quiesce: None,
             quiesced: false,
+            standing: false,
+            switchover: None,
             began: Instant::now(),
             times: PauseTimes::default(),
             counters: Counters::default(),
@@ -368,7 +394,7 @@ impl<G: Guest + 'static> Driver<G> {
             }
             self.tick();
             self.publish();
-            if matches!(self.core.phase(), Phase::Solo | Phase::Frozen | Phase::Ended) {
+            if matches!(self.core.phase(), Phase::Solo | Phase::HandedOver | Phase::Frozen | Phase::Ended) {
                 break;
             }
         }
@@ -385,6 +411,10 @@ impl<G: Guest + 'static> Driver<G> {
             Input::Frame(header, message) => self.feed(Event::Received { header, message }),
             Input::LinkLost(reason) => self.feed(Event::LinkLost { reason }),
             Input::GuestEnded(reason) => self.feed(Event::GuestEnded { reason }),
+            Input::Switchover(done) => {
+                self.switchover = Some(done);
+                self.feed(Event::Switchover);
+            }
             Input::Quiesce(done) => self.quiesce = Some(done),
             Input::Unquiesce => {
                 self.quiesced = false;
@@ -466,9 +496,41 @@ impl<G: Guest + 'static> Driver<G> {
                 let how = if self.core.phase() == Phase::Ended { Shutdown::Write } else { Shutdown::Both };
                 self.writer.close(how);
             }
-            Action::Report(report) => (self.watcher)(report),
+            Action::StandStill => self.standing = true,
+            Action::Drain => return self.drain().map(Some),
+            Action::Resume => {
+                self.standing = false;
+                self.guest.resume()?;
+            }
+            Action::Report(report) => self.report(report),
         }
         Ok(None)
+    }
+
+    fn report(&mut self, report: Report) {
+        let outcome = match &report {
+            Report::HandedOver { pause_us, .. } => Some(Ok(Duration::from_micros(*pause_us))),
+            Report::SwitchoverFailed { reason } => Some(Err(reason.clone())),
+            _ => None,
+        };
+        (self.watcher)(report);
+        if let Some(outcome) = outcome
+            && let Some(asked) = self.switchover.take()
+        {
+            // Whoever asked may have gone.
+            let _ = asked.send(outcome);
+        }
+    }
+
+    /// The guest stands still, and everything that it has printed may leave.
+    fn drain(&mut self) -> Result<Event, Failure> {
+        self.guest.drain()?;
+        let released = if self.console.flush_within(DRAIN_PATIENCE) {
+            Ok(self.console.written())
+        } else {
+            Err("what the guest has printed cannot leave: whoever reads its console does not".into())
+        };
+        Ok(Event::Drained(released))
     }
 
     fn send_round(&mut self, round: u32) -> Result<Event, Failure> {
@@ -502,7 +564,7 @@ impl<G: Guest + 'static> Driver<G> {
 
     fn take_epoch(&mut self, epoch: Epoch) -> Result<Event, Failure> {
         let stamp = (self.core.guid(), self.core.term(), epoch);
-        let keep_paused = self.quiesced || self.quiesce.is_some();
+        let keep_paused = self.standing || self.quiesced || self.quiesce.is_some();
         self.flight.take(
             &mut self.guest,
             &self.memory,
@@ -511,7 +573,7 @@ impl<G: Guest + 'static> Driver<G> {
             (&mut self.writer, stamp),
             keep_paused,
         )?;
-        self.quiesced = keep_paused;
+        self.quiesced = keep_paused && !self.standing;
         Ok(Event::Staged { output_end: self.flight.output_end })
     }
 
@@ -584,6 +646,7 @@ impl<G: Guest + 'static> Driver<G> {
     fn finish(mut self) -> (Outcome, G) {
         let outcome = match self.core.phase() {
             Phase::Frozen => Outcome::Frozen,
+            Phase::HandedOver => Outcome::HandedOver,
             Phase::Ended => {
                 self.await_farewell();
                 Outcome::Ended

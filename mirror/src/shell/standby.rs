@@ -344,6 +344,10 @@ impl<M: StandbyMachine> Inner<M> {
                 self.apply(&batches);
                 return Some(Event::Applied);
             }
+            Action::Prepare { state } => {
+                let outcome = self.machine.prepare(&state).map_err(|error| error.to_string());
+                return Some(Event::Prepared(outcome));
+            }
             Action::Claim { guid, expected } => return Some(Event::Claimed(self.claim(guid, expected))),
             Action::Activate { state, output_start, output } => {
                 self.console.take_over(output_start, &output);

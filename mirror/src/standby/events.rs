@@ -40,6 +40,8 @@ pub enum Event {
     },
     /// Answer to [`Action::Apply`]: while pages were written nothing could be heard, so time counts from now.
     Applied,
+    /// Answer to [`Action::Prepare`]: whether the guest can be run here.
+    Prepared(Result<(), String>),
     /// Answer to [`Action::Claim`]: what the witness decided.
     Claimed(Claim),
     /// Answer to [`Action::Activate`].
@@ -90,6 +92,12 @@ pub enum Action {
         guid: Guid,
         /// The newest term known.
         expected: Term,
+    },
+    /// Make sure that a guest of this machine state can be run here, without running it, and answer with
+    /// [`Event::Prepared`].
+    Prepare {
+        /// The machine state.
+        state: Vec<u8>,
     },
     /// Run the guest and answer with [`Event::Activated`].
     Activate {

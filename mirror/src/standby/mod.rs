@@ -149,6 +149,7 @@ impl Standby {
             Event::Tick => self.tick(actions),
             Event::Allocated { machine, witness } => self.allocated(machine, &witness, actions),
             Event::Applied => self.applied(),
+            Event::Prepared(outcome) => self.prepared(outcome, actions),
             Event::Claimed(claim) => self.claimed(claim, actions),
             Event::Activated(outcome) => self.activated(outcome, actions),
             Event::Promote if self.phase == Phase::Orphaned => self.activate(self.term().next(), actions),
@@ -325,9 +326,43 @@ impl Standby {
             (Phase::Receiving | Phase::Shadowing, Message::Commit(commit)) => {
                 self.commit(link, header, &commit, actions)?;
             }
+            (Phase::Shadowing, Message::ReleasePointer { released }) => {
+                if header.epoch != allocation.epoch {
+                    let held = allocation.epoch;
+                    return Err(Refusal::Protocol(format!(
+                        "the guest is handed over at epoch {}, epoch {held} is held here",
+                        header.epoch
+                    )));
+                }
+                allocation.output.released(released);
+                actions.push(Action::Prepare { state: allocation.state.clone() });
+            }
             (_, message) => self.inquiry(link, header, &message, actions)?,
         }
         Ok(())
+    }
+
+    /// The primary has given the guest up. It goes on there if this side cannot run it, so that is tried before anybody
+    /// decides.
+    fn prepared(&mut self, outcome: Result<(), String>, actions: &mut Vec<Action>) {
+        let (Phase::Shadowing, Some(allocation), Some(link)) = (self.phase, &self.allocation, self.owner)
+        else {
+            return;
+        };
+        let (guid, expected, epoch) = (allocation.guid, allocation.term, allocation.epoch);
+        match outcome {
+            Ok(()) if allocation.witness => {
+                self.phase = Phase::Claiming;
+                actions.push(Action::Claim { guid, expected });
+            }
+            Ok(()) => self.activate(expected.next(), actions),
+            Err(reason) => {
+                let message = Message::Refused(Refusal::Machine(reason.clone()));
+                actions.push(Action::Send { link, stamp: (guid, expected, epoch), message });
+                actions.push(Action::Report(Report::Refused { reason }));
+                self.drop_guest(actions);
+            }
+        }
     }
 
     fn before_allocation(

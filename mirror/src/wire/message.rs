@@ -196,6 +196,11 @@ pub enum Message {
         released: u64,
     },
     Refused(Refusal),
+    /// Hand-over: the epoch of this frame's header is the sender's last, all its output up to `released` has left, and
+    /// nothing of it is still being carried out. The receiver owns the guest once the witness has granted it.
+    ReleasePointer {
+        released: u64,
+    },
 }
 
 impl Message {
@@ -240,6 +245,7 @@ impl Message {
             Self::WriteOutput { .. } => "WriteOutput",
             Self::Commit(_) => "Commit",
             Self::CommitAck => "CommitAck",
+            Self::ReleasePointer { .. } => "ReleasePointer",
             Self::ReleaseMemory { .. } => "ReleaseMemory",
             Self::MemoryReleased => "MemoryReleased",
             Self::Heartbeat { .. } => "Heartbeat",

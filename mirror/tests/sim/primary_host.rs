@@ -93,6 +93,8 @@ pub struct PrimaryHost {
     pub exposed: bool,
     /// It was told to freeze.
     pub frozen: bool,
+    /// The guest does not go on after a pause.
+    pub standing: bool,
     /// Its guest was told to go on without a mirror.
     pub passed: bool,
     /// Position after the output of the epoch before.
@@ -102,8 +104,8 @@ pub struct PrimaryHost {
 
 impl PrimaryHost {
     /// A primary whose guest ends after so many steps, and whose final pause may cost so much.
-    pub fn new(ends_after: u64, pause_budget: Duration) -> Self {
-        let settings = Settings { pause_budget, ..Settings::default() };
+    pub fn new(ends_after: u64, pause_budget: Duration, has_witness: bool) -> Self {
+        let settings = Settings { pause_budget, has_witness, ..Settings::default() };
         Self {
             alive: true,
             core: Primary::new(settings, GUID, FIRST, layout(), b"machine".to_vec()),
@@ -118,6 +120,7 @@ impl PrimaryHost {
             held_from: None,
             exposed: false,
             frozen: false,
+            standing: false,
             passed: false,
             output_end: 0,
             actions: Vec::new(),
@@ -160,7 +163,7 @@ impl PrimaryHost {
                 self.output_end = self.console.produced();
             }
             Job::Resume => {
-                self.guest.paused = self.frozen;
+                self.guest.paused = self.frozen || self.standing;
                 self.answers.push_back(Event::Staged { output_end: self.output_end });
             }
         }
@@ -228,6 +231,16 @@ impl PrimaryHost {
                 self.frozen = true;
                 self.guest.paused = true;
                 self.console.freeze();
+            }
+            Action::StandStill => self.standing = true,
+            Action::Drain if self.console.written() == self.console.produced() => {
+                self.answers.push_back(Event::Drained(Ok(self.console.written())));
+            }
+            // Until all has left.
+            Action::Drain => self.jobs.push_front(Job::Act(Action::Drain)),
+            Action::Resume => {
+                self.standing = false;
+                self.guest.paused = self.frozen;
             }
             Action::Close => self.end.outgoing.push_back(Outgoing::Close),
             Action::Report(report) => self.reports.push(report),
@@ -378,7 +391,11 @@ impl PrimaryHost {
 
     /// The term in which it is the live side, if it is.
     pub fn live_term(&self) -> Option<Term> {
-        let silent = !self.alive || matches!(self.core.phase(), Phase::Deciding | Phase::Frozen);
+        let silent = !self.alive
+            || matches!(
+                self.core.phase(),
+                Phase::Deciding | Phase::HandingOver | Phase::HandedOver | Phase::Frozen
+            );
         (!silent).then(|| self.core.term())
     }
 }

@@ -40,6 +40,8 @@ pub enum Fault {
     Witness(Reach),
     /// The clock jumps.
     Jump(u64),
+    /// Not a fault: an operator asks for a switchover.
+    Switchover,
 }
 
 /// A schedule: everything that happens follows from it.
@@ -82,6 +84,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => (side(), 1_u64..500).prop_map(|(side, ms)| Fault::Timeless(side, ms)),
         2 => reach.prop_map(Fault::Witness),
         1 => (1_u64..400).prop_map(Fault::Jump),
+        3 => Just(Fault::Switchover),
     ]
 }
 
@@ -123,8 +126,8 @@ impl Schedule {
     /// # Errors
     /// The promise that was broken.
     pub fn run(&self) -> Result<Outcome, String> {
-        let mut world = World::new(self.ends_after, Duration::from_micros(self.pause_budget_us));
-        world.witness.absent = !self.witness;
+        let new = if self.witness { World::new } else { World::without_witness };
+        let mut world = new(self.ends_after, Duration::from_micros(self.pause_budget_us));
         let mut dice = Dice { seed: self.seed, thrown: 0 };
         // Some worlds are slow on one side, or have a guest that writes a lot.
         let (quick, guest) = (1 + dice.below(4), 1 + dice.below(12));
@@ -183,6 +186,9 @@ impl Fault {
             Self::Timeless(side, ms) => world.timeless[side as usize] = later(ms),
             Self::Witness(reach) => world.witness.reach = reach,
             Self::Jump(ms) => world.now = later(ms),
+            Self::Switchover => {
+                world.switch_over();
+            }
         }
     }
 }

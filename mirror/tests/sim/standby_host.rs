@@ -126,6 +126,10 @@ impl StandbyHost {
                     pages.for_each(|page| self.jobs.push_front(Job::Apply(batch.clone(), page)));
                 }
             }
+            Action::Prepare { state } => {
+                let sound = Cpu::restore(&state).map(drop).ok_or_else(|| "the state is not whole".to_owned());
+                self.answers.push_back(Event::Prepared(sound));
+            }
             Action::Claim { guid, expected } => {
                 let claim = reach.witness.claim(guid, expected, Side::Standby.name());
                 self.answers.push_back(Event::Claimed(claim));

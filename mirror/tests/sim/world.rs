@@ -98,7 +98,7 @@ impl World {
         let record = Some(Record { guid: GUID, term: FIRST, owner: Side::Primary.name().into() });
         Self {
             now: Duration::from_secs(1),
-            primary: PrimaryHost::new(ends_after, pause_budget),
+            primary: PrimaryHost::new(ends_after, pause_budget, true),
             standby: StandbyHost::new(ends_after),
             to_standby: Wire::default(),
             to_primary: Wire::default(),
@@ -112,6 +112,23 @@ impl World {
             rotations: 0,
             live: Vec::new(),
         }
+    }
+
+    /// As [`Self::new`], without a witness.
+    pub fn without_witness(ends_after: u64, pause_budget: Duration) -> Self {
+        let mut world = Self::new(ends_after, pause_budget);
+        world.witness.absent = true;
+        world.primary = PrimaryHost::new(ends_after, pause_budget, false);
+        world
+    }
+
+    /// An operator asks the primary for a switchover. Tells whether it could be asked.
+    pub fn switch_over(&mut self) -> bool {
+        let able = self.primary.alive && self.primary.jobs.is_empty();
+        if able {
+            self.primary.handle(self.now, primary::Event::Switchover);
+        }
+        able
     }
 
     /// Whether `side` has not been killed.
@@ -315,10 +332,11 @@ impl World {
         ))
     }
 
-    /// Without a witness somebody has to look whether the primary is dead.
+    /// Without a witness somebody has to look whether the primary is dead, or has given its guest up.
     fn promote_if_an_operator_would(&mut self) {
         let orphaned = self.standby.alive && self.standby.core.phase() == standby::Phase::Orphaned;
-        if orphaned && !self.primary.alive && self.standby.jobs.is_empty() {
+        let gone = !self.primary.alive || self.primary.frozen;
+        if orphaned && gone && self.standby.jobs.is_empty() {
             self.standby.handle(self.now, standby::Event::Promote);
         }
     }
@@ -342,6 +360,8 @@ impl World {
         if self.primary.alive {
             return match primary.phase() {
                 P::Solo | P::Ended if self.primary.passed => Ok(Some(Outcome::Solo)),
+                // It gave the guest up, and nobody can say whether the standby ran it before it died.
+                P::Frozen if self.witness.absent => Ok((!self.standby.alive).then_some(Outcome::Dead)),
                 P::Frozen => Err("the primary is frozen and nobody else is live".into()),
                 P::Lockstep if primary.epoch().0 > started_at.0 + 3 => Ok(Some(Outcome::Protected)),
                 _ => Ok(None),
