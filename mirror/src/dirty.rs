@@ -60,6 +60,11 @@ impl DirtySet {
         }
     }
 
+    /// The words of the set, page 0 in the lowest bit of the first.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// Removes every page.
     pub fn clear(&mut self) {
         self.words.fill(0);

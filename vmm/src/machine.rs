@@ -22,6 +22,7 @@ use crate::exit::{Exit, ExitHandle};
 use crate::memory::{Memory, MemoryError, Slots};
 use crate::msrs::{self, MsrError};
 use crate::platform::{DevicesCapture, MmioWindow};
+use crate::snapshot::take::SnapshotTracking;
 use crate::state::{self, MachineState, StateError};
 use crate::vcpu::{Shared, lock};
 use crate::vcpu_state::VcpuStateError;
@@ -116,6 +117,8 @@ pub struct Machine {
     ended_at_capture: Option<bool>,
     /// Whether pauses capture the state on their own: a pause while mirroring always wants it.
     tracking: bool,
+    /// Pages for the next snapshot.
+    pub(crate) snapshots: SnapshotTracking,
     phases: PausePhases,
 }
 
@@ -318,6 +321,58 @@ impl Machine {
         Ok(())
     }
 
+    // --- for snapshots
+
+    pub(crate) fn guest_ram(&self) -> &Arc<GuestRam> {
+        self.memory.ram()
+    }
+
+    /// Whether the guest is running.
+    pub fn runs(&self) -> bool {
+        self.shared.crew.current() == Order::Run
+    }
+
+    /// Whether the mirror has the machine's dirty pages.
+    pub(crate) fn is_mirrored(&self) -> bool {
+        self.tracking
+    }
+
+    /// Whether KVM logs the pages written.
+    pub(crate) fn logs(&self) -> bool {
+        self.slots.logging()
+    }
+
+    /// Lets KVM log the pages written, or no longer.
+    pub(crate) fn log(&mut self, logging: bool) -> Result<(), MachineError> {
+        Ok(self.slots.set_logging(&self.vm, logging)?)
+    }
+
+    pub(crate) fn harvest_pages(&mut self, into: &mut DirtySet) -> Result<(), MachineError> {
+        self.move_dirty(into)
+    }
+
+    pub(crate) fn populated_pages(&self, into: &mut DirtySet) -> Result<(), MachineError> {
+        Ok(self.memory.populated(into)?)
+    }
+
+    /// Stops vCPUs and devices; returns when all stand still.
+    ///
+    /// # Errors
+    /// A vCPU thread that is gone.
+    pub fn stand_still(&mut self) -> Result<(), MachineError> {
+        self.stop()
+    }
+
+    /// Captures the state of the machine, which stands still, and appends it to `out`.
+    pub(crate) fn capture_into(&mut self, out: &mut Vec<u8>) -> Result<(), MachineError> {
+        self.capture_state()?;
+        Ok(self.captured()?.encode(out)?)
+    }
+
+    pub(crate) fn description(&self) -> Vec<u8> {
+        state::describe(&self.config)
+    }
+
     fn move_dirty(&mut self, into: &mut DirtySet) -> Result<(), MachineError> {
         let start = Instant::now();
         if self.slots.logging() {
@@ -353,7 +408,8 @@ impl Guest for Machine {
 
     fn stop_tracking(&mut self) -> Result<(), GuestError> {
         self.tracking = false;
-        self.slots.set_logging(&self.vm, false)?;
+        // A machine that is to be snapshotted goes on.
+        self.slots.set_logging(&self.vm, self.config.track_dirty_pages)?;
         Ok(())
     }
 
@@ -362,7 +418,12 @@ impl Guest for Machine {
     }
 
     fn harvest(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
-        Ok(self.move_dirty(into)?)
+        let outcome = self.move_dirty(into);
+        if let Some((_, dirty)) = &mut self.snapshots.since {
+            // The mirror has them now; the next snapshot wants them, too.
+            dirty.union(into);
+        }
+        Ok(outcome?)
     }
 
     fn peek_dirty(&mut self) -> Result<Option<u64>, GuestError> {

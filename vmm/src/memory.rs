@@ -92,7 +92,8 @@ pub fn layout(mib: u32) -> Result<Layout, LayoutError> {
 pub(crate) struct Memory {
     ram: Arc<GuestRam>,
     layout: Layout,
-    file: Arc<File>,
+    /// The memory file; none if memory is a private mapping of somebody else's.
+    file: Option<Arc<File>>,
 }
 
 impl Memory {
@@ -101,32 +102,20 @@ impl Memory {
         let file = Arc::new(create_file(&layout, huge)?);
         // Huge pages are reserved now: without, one that is not to be had would kill the process at its first touch.
         let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
-        let mut offset = 0;
-        let mut regions = Vec::new();
-        for &Region { start, pages } in layout.regions() {
-            let bytes = pages as usize * PAGE_SIZE;
-            let failed = |cause: String| MemoryError::Map { start, pages, huge, cause };
-            let mapping = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::new(bytes, PAGE))
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_SHARED | reserve)
-                .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
-                .with_hugetlbfs(huge)
-                .build()
-                .map_err(|cause| failed(cause.to_string()))?;
-            let region = GuestRegionMmap::new(mapping, GuestAddress(start))
-                .ok_or_else(|| failed("it leaves the address space".into()))?;
-            regions.push(region);
-            offset += bytes as u64;
-        }
-        let ram = GuestRegionCollection::from_regions(regions).map_err(|cause| MemoryError::Map {
-            start: 0,
-            pages: layout.pages(),
-            huge,
-            cause: cause.to_string(),
-        })?;
-        Ok(Self { ram: Arc::new(ram), layout, file })
+        let ram = map(&layout, &file, 0, libc::MAP_SHARED | reserve, huge)?;
+        Ok(Self { ram, layout, file: Some(file) })
     }
 
+    /// Memory of `layout` whose pages are those of `file` from `offset` on until they are written; `file` is not changed.
+    pub(crate) fn map_private(layout: Layout, file: &File, offset: u64) -> Result<Self, MemoryError> {
+        let file = Arc::new(file.try_clone().map_err(|cause| MemoryError::Create {
+            mib: layout.bytes() >> 20,
+            huge: false,
+            cause,
+        })?);
+        let ram = map(&layout, &file, offset, libc::MAP_PRIVATE | libc::MAP_NORESERVE, false)?;
+        Ok(Self { ram, layout, file: None })
+    }
     pub(crate) fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
     }
@@ -136,17 +125,21 @@ impl Memory {
     }
 
     /// Adds the pages that the file holds. Asks the file and reads no page: reading a hole would fill it. Where the file
-    /// cannot tell (huge pages), every page counts as populated.
+    /// cannot tell (huge pages, somebody else's file), every page counts as populated.
     pub(crate) fn populated(&self, into: &mut DirtySet) -> Result<(), MemoryError> {
         let end = self.layout.bytes();
+        let Some(file) = &self.file else {
+            into.insert_range(0, self.layout.pages());
+            return Ok(());
+        };
         let mut at = 0;
         while at < end {
-            let data = match seek(&self.file, SeekFrom::Data(at)) {
+            let data = match seek(file, SeekFrom::Data(at)) {
                 Ok(data) => data,
                 Err(Errno::NXIO) => return Ok(()),
                 Err(cause) => return Err(MemoryError::Populated(cause)),
             };
-            let hole = seek(&self.file, SeekFrom::Hole(data)).map_err(MemoryError::Populated)?;
+            let hole = seek(file, SeekFrom::Hole(data)).map_err(MemoryError::Populated)?;
             let (first, last) = (data / PAGE_SIZE as u64, hole.min(end).div_ceil(PAGE_SIZE as u64));
             into.insert_range(first, last.saturating_sub(first));
             // A file that gives no progress would keep us here for ever.
@@ -171,6 +164,39 @@ fn create_file(layout: &Layout, huge: bool) -> Result<File, MemoryError> {
         huge,
         cause: cause.into(),
     })
+}
+
+/// Maps the regions of `layout`, one behind the other in `file` from `offset` on.
+fn map(
+    layout: &Layout,
+    file: &Arc<File>,
+    mut offset: u64,
+    flags: i32,
+    huge: bool,
+) -> Result<Arc<GuestRam>, MemoryError> {
+    let mut regions = Vec::new();
+    for &Region { start, pages } in layout.regions() {
+        let bytes = pages as usize * PAGE_SIZE;
+        let failed = |cause: String| MemoryError::Map { start, pages, huge, cause };
+        let mapping = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::new(bytes, PAGE))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+            .with_hugetlbfs(huge)
+            .build()
+            .map_err(|cause| failed(cause.to_string()))?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start))
+            .ok_or_else(|| failed("it leaves the address space".into()))?;
+        regions.push(region);
+        offset += bytes as u64;
+    }
+    let ram = GuestRegionCollection::from_regions(regions).map_err(|cause| MemoryError::Map {
+        start: 0,
+        pages: layout.pages(),
+        huge,
+        cause: cause.to_string(),
+    })?;
+    Ok(Arc::new(ram))
 }
 
 /// One KVM memory slot a region.

@@ -6,13 +6,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::watch::Watch;
 use common::{Output, PATIENCE, console};
 use mirror::console::Console;
 use mirror::dirty::DirtySet;
 use mirror::guest::{Guest, StandbyMachine};
 use mirror::memory::{PAGE_SIZE, PageMemory};
 use resources::GUEST_ELF;
-use resources::protocol::{ExpectedCounter, Line};
 use vmm::{Boot, Exit, KernelImage, Machine, MachineConfig, MachineState, StandbyHost};
 
 fn config(vcpu_count: u8) -> MachineConfig {
@@ -32,70 +32,6 @@ fn embedded_with_console(vcpu_count: u8, parameters: &str) -> (Machine, Output, 
     machine.load(&Boot { kernel, initrd: None, cmdline }).unwrap();
     machine.start();
     (machine, output, console)
-}
-
-/// What a guest has said, checked line by line.
-struct Watch {
-    output: Output,
-    /// Bytes looked at.
-    seen: usize,
-    counters: Vec<ExpectedCounter>,
-    /// Lines counted, and walks without a fault, of each vCPU.
-    counts: Vec<u64>,
-    walks: Vec<u64>,
-}
-
-impl Watch {
-    fn new(output: Output, cpus: u8) -> Self {
-        let counters = (0..u32::from(cpus)).map(|cpu| ExpectedCounter::new(cpu, 0)).collect();
-        let none = vec![0; usize::from(cpus)];
-        Self { output, seen: 0, counters, counts: none.clone(), walks: none }
-    }
-
-    /// Goes on with the output of a twin that was captured now.
-    fn go_on(&mut self, output: Output) {
-        let rest = self.output.now()[self.seen..].to_vec();
-        self.output = output;
-        self.output.bytes = rest;
-        self.seen = 0;
-    }
-
-    /// Takes in the lines that are complete.
-    fn look(&mut self) {
-        let bytes = &self.output.now()[self.seen..];
-        let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else { return };
-        let text = String::from_utf8(bytes[..=end].to_vec()).unwrap();
-        self.seen += end + 1;
-        for line in text.lines() {
-            match Line::parse(line).unwrap_or_else(|| panic!("{line:?} is no line of the guest")) {
-                Line::Count { cpu, n, sum } => {
-                    let cpu = cpu as usize;
-                    self.counts[cpu] += 1;
-                    assert_eq!((n, sum), self.counters[cpu].advance(), "{line}");
-                    assert_eq!(n, self.counts[cpu], "{line}");
-                }
-                Line::Verify { cpu, wrong, .. } => {
-                    assert_eq!(wrong, 0, "{line}");
-                    self.walks[cpu as usize] += 1;
-                }
-                Line::Ready { .. } => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// Waits until every vCPU has counted and walked so often.
-    fn until(&mut self, counts: u64, walks: u64) {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            self.look();
-            if self.counts.iter().all(|&n| n >= counts) && self.walks.iter().all(|&n| n >= walks) {
-                return;
-            }
-            assert!(Instant::now() < end, "counts {:?}, walks {:?}", self.counts, self.walks);
-            self.output.wait_more(Duration::from_millis(100));
-        }
-    }
 }
 
 /// Keeps the memory of a twin up to date with that of a machine.

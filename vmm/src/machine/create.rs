@@ -22,6 +22,7 @@ use crate::kick::Kick;
 use crate::memory::{self, Memory, MemoryError, Slots};
 use crate::msrs::{MsrBuffer, MsrError};
 use crate::platform::{DevicesCapture, Platform, PlatformError};
+use crate::snapshot::take::SnapshotTracking;
 use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_state::{VcpuCapture, VcpuStateError};
 use crate::vm_state::VmCapture;
@@ -110,6 +111,18 @@ impl Machine {
     ) -> Result<Self, CreateError> {
         config.check()?;
         let memory = Memory::new(memory::layout(config.mem_size_mib)?, config.huge_pages)?;
+        Self::create_in(host, config, console, exit, memory)
+    }
+
+    /// As [`Self::create_on`], with `memory`, which is laid out as `config` says.
+    pub(crate) fn create_in(
+        host: &Host,
+        config: &MachineConfig,
+        console: Arc<Console>,
+        exit: ExitHandle,
+        memory: Memory,
+    ) -> Result<Self, CreateError> {
+        config.check()?;
         let vm = Arc::new(create_vm(host)?);
         let slots = Slots::register(&vm, &memory, config.track_dirty_pages)?;
         // After the slots: with the controllers on its buses, KVM takes 4 to 8 ms longer to register a slot.
@@ -138,6 +151,7 @@ impl Machine {
             devices_capture: DevicesCapture::default(),
             ended_at_capture: None,
             tracking: false,
+            snapshots: SnapshotTracking::default(),
             phases: PausePhases::default(),
         };
         // In the machine already: if one thread cannot be started, dropping the machine ends the others.

@@ -1,6 +1,8 @@
 //! Tiny guests in machine code, and a console that a test can read.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod watch;
+
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::sync::Arc;

@@ -1,0 +1,376 @@
+//! Snapshots of the embedded guest, which checks its own memory, and what is restored from them.
+
+mod common;
+
+use std::borrow::Cow;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use common::watch::Watch;
+use common::{Output, console};
+use mirror::guest::Guest;
+use mirror::memory::PAGE_SIZE;
+use resources::GUEST_ELF;
+use resources::protocol::{ExpectedCounter, Line};
+use tempfile::TempDir;
+use vmm::snapshot::pages::PageReader;
+use vmm::snapshot::state_file::StateFile;
+use vmm::snapshot::{
+    FileError, Kind, RestoreError, RestoreMode, RestoreSource, Snapshot, SnapshotError, SnapshotReport,
+    SnapshotRequest, merge,
+};
+use vmm::{Boot, Host, HostResources, KernelImage, Machine, MachineConfig, MachineState};
+
+const CPUS: u8 = 2;
+
+/// A guest that counts, writes and checks its memory.
+fn working() -> (Machine, Watch) {
+    let (console, output) = console();
+    let config = MachineConfig::new(CPUS, 64).tracked();
+    let mut machine = Machine::create(&config, console).unwrap();
+    let kernel = KernelImage::Bytes(Cow::Borrowed(GUEST_ELF));
+    let cmdline = format!("cpus={CPUS} workload=count,dirty,verify dirty.rate=5000");
+    machine.load(&Boot { kernel, initrd: None, cmdline }).unwrap();
+    machine.start();
+    let mut watch = Watch::new(output, CPUS);
+    watch.until(20, 1);
+    (machine, watch)
+}
+
+/// The files of a snapshot.
+struct Files {
+    state: PathBuf,
+    memory: PathBuf,
+}
+
+impl Files {
+    fn new(folder: &Path, name: &str) -> Self {
+        Self { state: folder.join(format!("{name}.state")), memory: folder.join(format!("{name}.memory")) }
+    }
+
+    fn open(&self) -> Result<Snapshot, RestoreError> {
+        Snapshot::open(&self.state, &self.memory)
+    }
+
+    fn are_there(&self) -> bool {
+        self.state.exists() || self.memory.exists()
+    }
+}
+
+fn take(machine: &mut Machine, kind: Kind, files: &Files) -> Result<SnapshotReport, SnapshotError> {
+    let request = SnapshotRequest { kind, state: files.state.clone(), memory: files.memory.clone() };
+    machine.snapshot(&request, &mut |_, _| ControlFlow::Continue(()))
+}
+
+fn restored(chain: Vec<Snapshot>, mode: RestoreMode) -> (Machine, Output) {
+    let (console, output) = console();
+    let source = RestoreSource { chain, mode, resources: HostResources::default(), track_dirty_pages: true };
+    let machine = Machine::from_snapshot(&Host::open().unwrap(), &source, console).unwrap();
+    (machine, output)
+}
+
+/// Page `page` as `pages` has it.
+fn page(pages: &PageReader, page: u64) -> Vec<u8> {
+    let mut body = vec![0; PAGE_SIZE];
+    if pages.present().contains(page) {
+        pages.read(page, &mut body).unwrap();
+    }
+    body
+}
+
+/// Whether two full snapshots are of the same moment, byte for byte.
+fn assert_same(a: &Files, b: &Files) {
+    let (a_pages, b_pages) = (PageReader::open(&a.memory).unwrap(), PageReader::open(&b.memory).unwrap());
+    for number in 0..a_pages.header().layout.pages() {
+        assert!(page(&a_pages, number) == page(&b_pages, number), "page {number} differs");
+    }
+    let state = |files: &Files| MachineState::decode(&StateFile::read(&files.state).unwrap().state).unwrap();
+    assert_eq!(state(a).differences(&state(b)), Vec::<String>::new());
+}
+
+#[test]
+fn restored_machine_goes_on_exactly_where_the_snapshot_was_taken() {
+    for mode in [RestoreMode::Map, RestoreMode::Copy] {
+        let folder = TempDir::new().unwrap();
+        let files = Files::new(folder.path(), "full");
+        let (mut machine, mut watch) = working();
+        machine.stand_still().unwrap();
+        let report = take(&mut machine, Kind::Full, &files).unwrap();
+        assert!(report.pages > 100 && report.rounds == 0, "{report:?}");
+        drop(machine);
+        watch.look();
+        let before = fs::read(&files.memory).unwrap();
+
+        let (mut machine, output) = restored(vec![files.open().unwrap()], mode);
+        watch.go_on(output);
+        let (counts, walks) = (watch.counts[0], watch.walks[0]);
+        machine.start();
+        watch.until(counts + 30, walks + 2);
+
+        drop(machine);
+        assert!(fs::read(&files.memory).unwrap() == before, "the guest wrote into the snapshot ({mode:?})");
+    }
+}
+
+#[test]
+fn guest_runs_while_its_pages_are_written_and_the_snapshot_is_of_one_moment() {
+    let folder = TempDir::new().unwrap();
+    let files = Files::new(folder.path(), "full");
+    let (mut machine, mut watch) = working();
+    let report = take(&mut machine, Kind::Full, &files).unwrap();
+    assert!(report.rounds > 0, "{report:?}");
+    assert!(report.pause < report.took, "{report:?}");
+    let counts = watch.counts[0];
+    watch.until(counts + 20, 2);
+    files.open().unwrap().verify().unwrap();
+
+    // The twin goes on from some count, without a gap, and with memory that is whole.
+    let (mut twin, mut output) = restored(vec![files.open().unwrap()], RestoreMode::Copy);
+    twin.start();
+    let mut last = [0_u64; CPUS as usize];
+    let (mut lines, mut walks, mut seen) = (0, 0, 0);
+    while lines < 60 || walks < 4 {
+        output.wait_more(common::PATIENCE);
+        let text = String::from_utf8_lossy(output.now()).into_owned();
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        // What was being printed at the moment of the snapshot begins in the middle.
+        let from = if seen == 0 { text.find('\n').map_or(0, |end| end + 1) } else { seen };
+        for line in text[from.min(whole)..whole].lines() {
+            match Line::parse(line) {
+                Some(Line::Count { cpu, n, sum }) => {
+                    let mut counter = ExpectedCounter::new(cpu, 0);
+                    let expected = (1..=n).map(|_| counter.advance()).last();
+                    assert_eq!(expected, Some((n, sum)), "{line}");
+                    let last = &mut last[cpu as usize];
+                    assert!(*last == 0 || n == *last + 1, "after {last} comes {line}");
+                    *last = n;
+                    lines += 1;
+                }
+                Some(Line::Verify { wrong, .. }) => {
+                    assert_eq!(wrong, 0, "{line}");
+                    walks += 1;
+                }
+                other => panic!("{other:?} in {line:?}"),
+            }
+        }
+        seen = whole.max(seen);
+    }
+}
+
+#[test]
+fn full_is_base_and_differences_byte_for_byte() {
+    let folder = TempDir::new().unwrap();
+    let files = |name| Files::new(folder.path(), name);
+    let (mut machine, mut watch) = working();
+    take(&mut machine, Kind::Full, &files("base")).unwrap();
+    watch.until(40, 2);
+    let first = take(&mut machine, Kind::Diff, &files("diff1")).unwrap();
+    watch.until(60, 3);
+    machine.stand_still().unwrap();
+    let second = take(&mut machine, Kind::Diff, &files("diff2")).unwrap();
+    let full = take(&mut machine, Kind::Full, &files("full")).unwrap();
+    assert!(first.pages > 0 && second.pages < full.pages, "{first:?} {second:?} {full:?}");
+
+    let chain = || Vec::from(["base", "diff1", "diff2"].map(|name| files(name).open().unwrap()));
+    let (merged, whole) = (files("merged"), files("full"));
+    merge(&chain(), &merged.state, &merged.memory).unwrap();
+    assert_same(&merged, &whole);
+
+    // And the machine goes on from base and differences.
+    watch.look();
+    let (mut twin, output) = restored(chain(), RestoreMode::Copy);
+    watch.go_on(output);
+    let (counts, walks) = (watch.counts[0], watch.walks[0]);
+    twin.start();
+    watch.until(counts + 20, walks + 1);
+}
+
+#[test]
+fn restored_machine_can_be_snapshotted_differentially_in_turn() {
+    for mode in [RestoreMode::Map, RestoreMode::Copy] {
+        let folder = TempDir::new().unwrap();
+        let files = |name| Files::new(folder.path(), name);
+        let (mut machine, _watch) = working();
+        take(&mut machine, Kind::Full, &files("base")).unwrap();
+        drop(machine);
+        let (mut machine, mut output) = restored(vec![files("base").open().unwrap()], mode);
+        machine.start();
+        output.wait_for(2000);
+        machine.stand_still().unwrap();
+        take(&mut machine, Kind::Diff, &files("diff")).unwrap();
+        take(&mut machine, Kind::Full, &files("full")).unwrap();
+        let chain = vec![files("base").open().unwrap(), files("diff").open().unwrap()];
+        let (merged, whole) = (files("merged"), files("full"));
+        merge(&chain, &merged.state, &merged.memory).unwrap();
+        assert_same(&merged, &whole);
+    }
+}
+
+/// Checks that the next differential snapshot after `failure` still has everything.
+fn assert_nothing_was_lost(failure: impl FnOnce(&mut Machine) -> SnapshotError) -> SnapshotError {
+    let folder = TempDir::new().unwrap();
+    let files = |name| Files::new(folder.path(), name);
+    let (mut machine, mut watch) = working();
+    take(&mut machine, Kind::Full, &files("base")).unwrap();
+    watch.until(40, 2);
+    let error = failure(&mut machine);
+    let (counts, walks) = (watch.counts[0], watch.walks[0]);
+    watch.until(counts + 20, walks + 1);
+    machine.stand_still().unwrap();
+    take(&mut machine, Kind::Diff, &files("diff")).unwrap();
+    take(&mut machine, Kind::Full, &files("full")).unwrap();
+    let chain = vec![files("base").open().unwrap(), files("diff").open().unwrap()];
+    let (merged, whole) = (files("merged"), files("full"));
+    merge(&chain, &merged.state, &merged.memory).unwrap();
+    assert_same(&merged, &whole);
+    error
+}
+
+/// A file system that is soon full.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new(kib: u32) -> Self {
+        let folder = TempDir::new().unwrap();
+        let options = format!("size={kib}k");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "small"]).arg(folder.path()).status();
+        assert!(mounted.unwrap().success(), "a tmpfs can be mounted");
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+mod mount {
+    use super::*;
+
+    #[test]
+    fn full_disk_leaves_the_guest_running_and_nothing_is_missing_in_the_next_snapshot() {
+        let disk = SmallDisk::new(256);
+        let files = Files::new(disk.0.path(), "diff");
+        let error = assert_nothing_was_lost(|machine| take(machine, Kind::Diff, &files).unwrap_err());
+        assert!(error.to_string().contains("No space left"), "{error}");
+        assert!(!files.are_there(), "half a snapshot is there");
+        assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 0, "and nothing beside it");
+    }
+}
+
+#[test]
+fn snapshot_that_is_broken_off_leaves_nothing_and_nothing_is_missing_in_the_next() {
+    let folder = TempDir::new().unwrap();
+    let files = Files::new(folder.path(), "diff");
+    let error = assert_nothing_was_lost(|machine| {
+        let request =
+            SnapshotRequest { kind: Kind::Diff, state: files.state.clone(), memory: files.memory.clone() };
+        machine.snapshot(&request, &mut |_, _| ControlFlow::Break(())).unwrap_err()
+    });
+    assert!(matches!(error, SnapshotError::Cancelled));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn folder_that_is_not_there_is_told_and_the_guest_runs_on() {
+    let missing = Files::new(Path::new("/nowhere/at/all"), "diff");
+    let error = assert_nothing_was_lost(|machine| take(machine, Kind::Diff, &missing).unwrap_err());
+    assert!(error.to_string().contains("/nowhere/at/all/diff.memory"), "{error}");
+}
+
+#[test]
+fn difference_to_nothing_and_snapshot_of_a_mirrored_guest_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let (mut machine, _watch) = working();
+    let files = Files::new(folder.path(), "diff");
+    assert!(matches!(take(&mut machine, Kind::Diff, &files), Err(SnapshotError::NoBase)));
+    machine.start_tracking().unwrap();
+    assert!(matches!(take(&mut machine, Kind::Full, &files), Err(SnapshotError::Mirrored)));
+    machine.stop_tracking().unwrap();
+    take(&mut machine, Kind::Full, &files).unwrap();
+}
+
+#[test]
+fn what_the_mirror_has_harvested_is_in_the_next_difference() {
+    let folder = TempDir::new().unwrap();
+    let files = |name| Files::new(folder.path(), name);
+    let (mut machine, mut watch) = working();
+    take(&mut machine, Kind::Full, &files("base")).unwrap();
+    machine.start_tracking().unwrap();
+    watch.until(40, 2);
+    let mut dirty = mirror::dirty::DirtySet::new(machine.layout().pages());
+    Guest::harvest(&mut machine, &mut dirty).unwrap();
+    assert!(!dirty.is_empty());
+    machine.stop_tracking().unwrap();
+    machine.stand_still().unwrap();
+    take(&mut machine, Kind::Diff, &files("diff")).unwrap();
+    take(&mut machine, Kind::Full, &files("full")).unwrap();
+    let chain = vec![files("base").open().unwrap(), files("diff").open().unwrap()];
+    merge(&chain, &files("merged").state, &files("merged").memory).unwrap();
+    assert_same(&files("merged"), &files("full"));
+}
+
+#[test]
+fn damaged_and_mixed_up_files_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let files = |name| Files::new(folder.path(), name);
+    let (mut machine, mut watch) = working();
+    take(&mut machine, Kind::Full, &files("a")).unwrap();
+    watch.until(40, 2);
+    take(&mut machine, Kind::Diff, &files("b")).unwrap();
+    watch.until(60, 3);
+    take(&mut machine, Kind::Diff, &files("c")).unwrap();
+    drop(machine);
+    let open = |name| files(name).open().unwrap();
+
+    let mixed = Snapshot::open(&files("a").state, &files("b").memory);
+    assert!(matches!(mixed, Err(RestoreError::Pair { .. })));
+    let merged = |chain: &[Snapshot]| merge(chain, &files("m").state, &files("m").memory);
+    assert!(matches!(merged(&[open("b")]), Err(RestoreError::NotFull)));
+    assert!(matches!(merged(&[open("a"), open("c")]), Err(RestoreError::Chain(1))));
+    assert!(!files("m").are_there());
+    let source = RestoreSource {
+        chain: vec![open("a"), open("b")],
+        mode: RestoreMode::Map,
+        resources: HostResources::default(),
+        track_dirty_pages: false,
+    };
+    let host = Host::open().unwrap();
+    assert!(matches!(
+        Machine::from_snapshot(&host, &source, Arc::clone(&console().0)),
+        Err(RestoreError::CannotMap)
+    ));
+
+    let good = fs::read(&files("a").memory).unwrap();
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        fs::write(files("a").memory, bytes).unwrap();
+        files("a").open()
+    };
+    assert!(matches!(
+        with(&|bytes| bytes.truncate(bytes.len() - 1)),
+        Err(RestoreError::File(FileError::Truncated { .. }))
+    ));
+    assert!(matches!(with(&|bytes| bytes[9] ^= 1), Err(RestoreError::File(FileError::Version { .. }))));
+    for at in [0, 13, 20, 30] {
+        assert!(with(&|bytes| bytes[at] ^= 1).is_err(), "byte {at} of the header");
+    }
+    let end = good.len() - 5;
+    assert!(matches!(with(&|bytes| bytes[end] ^= 1), Err(RestoreError::File(FileError::Damaged { .. }))));
+    // A page is looked at when it is read.
+    let present = PageReader::open(&files("b").memory).unwrap().present().iter().next().unwrap();
+    let at = (PAGE_SIZE as u64 * (present + 1)) as usize + 7;
+    let damaged = with(&|bytes| bytes[at] ^= 1).unwrap();
+    assert!(matches!(damaged.verify(), Err(FileError::Damaged { .. })));
+    assert!(matches!(
+        merge(&[damaged], &files("m").state, &files("m").memory),
+        Err(RestoreError::File(FileError::Damaged { .. }))
+    ));
+    assert!(!files("m").are_there());
+}
