@@ -4,39 +4,58 @@
 readonly host_memory_mib=2048
 readonly host_cpus=2
 
-# run_host DIRECTORY TIMEOUT_SECONDS [PROGRAM...]: boots a virtual host which runs DIRECTORY/drill (a shell script; see
-# host/init for what it can call, and it finds the PROGRAMs in its path) and switches off.
-# Leaves DIRECTORY/{results,console.log,qemu.log}. Returns 0 if the host came to its end by itself.
-run_host() {
-    local dir=$1 seconds=$2 status=0
-    shift 2
+# lay_out_host DIRECTORY LAYER... [-- PROGRAM...]: what a virtual host boots from. It runs DIRECTORY/drill (a shell script; see
+# host/init for what it can call), finds the PROGRAMs in its path, and has the files of the initramfs images LAYER.
+lay_out_host() {
+    local dir=$1 layers=()
+    shift
     rm -rf "$dir/overlay" "$dir/results" "$dir/console.log"
     mkdir -p "$dir/overlay/bin"
     cp "$dir/drill" "$dir/overlay/drill"
-    [ $# -eq 0 ] || install -m 755 -t "$dir/overlay/bin" "$@"
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do
+        layers+=("$1")
+        shift
+    done
+    [ $# -lt 2 ] || install -m 755 -t "$dir/overlay/bin" "${@:2}"
     # Linux unpacks archives that follow one another into one tree: only the small one is made anew each time.
     pack "$dir/overlay" "$dir/overlay.cpio"
-    cat "$cache/host.cpio" "$dir/overlay.cpio" >"$dir/initrd"
+    cat "$cache/host.cpio" ${layers[@]+"${layers[@]}"} "$dir/overlay.cpio" >"$dir/initrd"
+    rm -rf "$dir/overlay.cpio" "$dir/overlay"
+}
 
-    timeout --kill-after=5 "$seconds" qemu-system-x86_64 \
+# virtual_host DIRECTORY TIMEOUT_SECONDS [QEMU_ARGUMENT...]: runs the virtual host that was laid out in DIRECTORY until its
+# drill has ended, in the world outside if there is one (see outside.sh). Its process is in DIRECTORY/pid. Leaves DIRECTORY/{results,console.log,qemu.log}. Returns 0 if the host came to its end by itself.
+virtual_host() {
+    local dir=$1 seconds=$2 status=0
+    shift 2
+    "${enter_outside[@]}" timeout --kill-after=5 "$seconds" qemu-system-x86_64 -pidfile "$dir/pid" \
         -accel tcg,thread=multi -cpu EPYC-Rome,+svm,+npt -smp "$host_cpus" -m "$host_memory_mib" \
-        -nodefaults -display none -no-reboot -nic none \
+        -nodefaults -display none -no-reboot "$@" \
         -serial "file:$dir/console.log" -serial "file:$dir/results" \
         -kernel "$cache/kernel/bzImage" -initrd "$dir/initrd" \
         -append "console=ttyS0 panic=-1 quiet tsc=reliable" >"$dir/qemu.log" 2>&1 </dev/null || status=$?
-    rm -rf "$dir/initrd" "$dir/overlay.cpio" "$dir/overlay"
+    rm -f "$dir/initrd"
     [ "$status" -ne 124 ] || say "the virtual host did not end within $seconds s (see $dir/console.log)"
     grep -qsx 'end 0' "$dir/results"
+}
+
+# run_host DIRECTORY TIMEOUT_SECONDS [PROGRAM...]: a virtual host without network.
+run_host() {
+    local dir=$1 seconds=$2
+    lay_out_host "$dir" -- "${@:3}"
+    virtual_host "$dir" "$seconds" -nic none
 }
 
 # results_of DIRECTORY NAME: the results of one scenario, each "STATUS [TEXT]".
 results_of() { sed -n "s/^$2 //p" "$1/results"; }
 
-# run_guest_without_kvm KERNEL INITRD BOOT_ARGS SECONDS LOG: boots the Linux guest on the bare machine that Understudy gives
-# it (no firmware tables, no PCI, no RTC), by QEMU's emulation instead, and ends it after SECONDS or when it powers off.
+# run_guest_without_kvm KERNEL INITRD BOOT_ARGS SECONDS LOG [QEMU_ARGUMENT...]: boots a Linux guest on a bare machine as
+# Understudy gives it (no PCI, no RTC), by QEMU's emulation instead, and ends it after SECONDS or when it powers off. It has no
+# firmware tables unless $microvm says so.
 run_guest_without_kvm() {
-    timeout --kill-after=5 "$4" qemu-system-x86_64 \
-        -M microvm,x-option-roms=off,acpi=off,pic=on,pit=on,rtc=off,isa-serial=on,auto-kernel-cmdline=off \
+    "${enter_outside[@]}" timeout --kill-after=5 "$4" qemu-system-x86_64 \
+        -M "microvm,x-option-roms=off,acpi=off,pic=on,pit=on,rtc=off,isa-serial=on,auto-kernel-cmdline=off${microvm:+,$microvm}" \
+        -global virtio-mmio.force-legacy=false \
         -accel tcg -cpu EPYC-Rome,-svm -m 256 -nodefaults -display none -no-reboot -serial "file:$5" \
-        -kernel "$1" -initrd "$2" -append "$3" >"$5.qemu" 2>&1 </dev/null || true
+        -pidfile "$5.pid" -kernel "$1" -initrd "$2" -append "$3" "${@:6}" >"$5.qemu" 2>&1 </dev/null || true
 }

@@ -58,23 +58,30 @@ require_module() {
     order+=("$name")
 }
 
-# The virtual host: busybox, the modules that make it a KVM host, and the Linux guest's files.
-ensure_host_image() {
-    local image="$cache/host.cpio" tree="$cache/host" module
-    stale "$image" "$here/host/init" "$here/host/modules" "$here/lib/images.sh" "$cache/kernel/complete" \
-        "$cache/guest.cpio" || return 0
-    busybox_tree "$tree"
-    mkdir -p "$tree"/{guest,lib/modules}
-    install -m 755 "$here/host/init" "$tree/init"
-    cp "$cache/kernel/bzImage" "$cache/kernel/vmlinux" "$tree/guest/"
-    cp "$cache/guest.cpio" "$tree/guest/initrd"
-    local order=()
+# modules_into TREE LIST: copies the modules that LIST names, and those that they depend on, with the order to load them.
+modules_into() {
+    local tree=$1 list=$2 module order=()
+    mkdir -p "$tree/lib/modules"
     while read -r module; do
         require_module "$module"
-    done <"$here/host/modules"
+    done <"$list"
     for module in "${order[@]}"; do
         cp "$cache/kernel/modules/$module.ko" "$tree/lib/modules/"
     done
     printf '%s\n' "${order[@]}" >"$tree/lib/modules/order"
+}
+
+# The virtual host: busybox, the modules that make it a KVM host, and the Linux guest's files.
+ensure_host_image() {
+    local image="$cache/host.cpio" tree="$cache/host"
+    stale "$image" "$here"/host/* "$here/lib/images.sh" "$cache/kernel/complete" \
+        "$cache/guest.cpio" || return 0
+    busybox_tree "$tree"
+    mkdir -p "$tree"/{guest,lib/drill,srv}
+    install -m 755 "$here/host/init" "$tree/init"
+    install -m 755 -t "$tree/lib/drill" "$here/host/agent" "$here/host/functions"
+    cp "$cache/kernel/bzImage" "$cache/kernel/vmlinux" "$tree/guest/"
+    cp "$cache/guest.cpio" "$tree/guest/initrd"
+    modules_into "$tree" "$here/host/modules"
     pack "$tree" "$image"
 }

@@ -36,6 +36,10 @@ ensure_tools() {
     command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
     command -v cpio >/dev/null || missing+=(cpio)
     command -v lz4 >/dev/null || missing+=(lz4)
+    command -v mke2fs >/dev/null || missing+=(e2fsprogs)
+    command -v ip >/dev/null || missing+=(iproute2)
+    command -v ping >/dev/null || missing+=(iputils-ping)
+    command -v curl >/dev/null || missing+=(curl)
     has_static_busybox || missing+=(busybox-static)
     [ ${#missing[@]} -eq 0 ] && return
 

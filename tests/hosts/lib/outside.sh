@@ -1,0 +1,60 @@
+# The world outside of a virtual host: a network namespace in which QEMU's tap, and clients, are. It needs no privileges
+# where users may have namespaces of their own, and is gone with the last process in it.
+
+readonly client_ip=10.77.0.1 guest_ip=10.77.0.2 host_ip=10.77.0.254
+
+# The process that keeps the namespace, and how others get into it.
+outside_pid=
+enter_outside=()
+
+open_outside() {
+    local new=(unshare --net) enter=(--net)
+    if ! "${new[@]}" true 2>/dev/null; then
+        new=(unshare --user --map-root-user --net)
+        enter=(--user --preserve-credentials --net)
+    fi
+    "${new[@]}" true 2>/dev/null || skip "no right to create network namespaces (try as root)"
+    [ -w /dev/net/tun ] || skip "no right to use /dev/net/tun (try as root)"
+
+    "${new[@]}" sleep infinity 9>&- &
+    outside_pid=$!
+    enter_outside=(nsenter --target "$outside_pid" "${enter[@]}" --)
+    until [ "$(readlink "/proc/$outside_pid/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do
+        sleep 0.01
+    done
+    outside ip link set lo up
+    outside ip tuntap add tap0 mode tap || skip "no tap can be created here (is the kernel module tun there?)"
+    outside ip address add "$client_ip/24" dev tap0
+    outside ip link set tap0 up
+    # Small, so that a download at a limited rate is still with the guest, and not in the client's buffers.
+    outside sh -c 'echo "4096 16384 65536" >/proc/sys/net/ipv4/tcp_rmem'
+}
+
+close_outside() {
+    [ -z "$outside_pid" ] || kill "$outside_pid" 2>/dev/null || true
+    outside_pid=
+    enter_outside=()
+}
+
+# outside COMMAND...: runs a command in the world outside.
+outside() { "${enter_outside[@]}" "$@"; }
+
+# host COMMANDS: has the virtual host carry out shell commands (host/functions is at hand), and prints their output. Fails if
+# they fail.
+host() {
+    outside curl --silent --show-error --fail-with-body --max-time 120 --data-binary "$1" \
+        "http://$host_ip:7000/cgi-bin/agent" 2>&1
+}
+
+# fetch FILE: a file from the virtual host's /tmp.
+fetch() { outside curl --silent --show-error --fail --max-time 120 "http://$host_ip:7000/tmp/$1"; }
+
+# within SECONDS COMMAND...: tries a command until it succeeds.
+within() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$deadline" ] || return 1
+        sleep 0.2
+    done
+}
