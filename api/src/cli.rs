@@ -26,6 +26,18 @@ pub enum Command {
     /// Run a guest, mirrored to a standby if the configuration says so
     #[command(after_help = EXIT_STATUSES)]
     Run(RunOptions),
+    /// Go on with a guest from a snapshot
+    #[command(after_help = EXIT_STATUSES)]
+    Restore(RestoreOptions),
+    /// Write a guest to files while it runs
+    #[command(after_help = EXIT_STATUSES)]
+    Snapshot(SnapshotOptions),
+    /// Let a running guest stand still
+    #[command(after_help = EXIT_STATUSES)]
+    Pause(SocketOptions),
+    /// Let a guest that stands still run on
+    #[command(after_help = EXIT_STATUSES)]
+    Resume(SocketOptions),
     /// Wait for a primary, hold the mirror of its guest, and take over when it dies
     #[command(after_help = EXIT_STATUSES)]
     Standby(StandbyOptions),
@@ -43,6 +55,14 @@ pub struct RunOptions {
     /// What to run: JSON in Firecracker's format, with a "mirror" section
     #[arg(long, value_name = "FILE")]
     pub config_file: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields are what the command line shows")]
+    pub instance: InstanceOptions,
+}
+
+/// What every process with a guest of its own takes.
+#[derive(Debug, Args)]
+pub struct InstanceOptions {
     /// Serve the API on this Unix socket
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
@@ -58,6 +78,55 @@ pub struct RunOptions {
     /// End when this parent process has ended
     #[arg(long, hide = true, value_name = "PID")]
     pub end_with_parent: Option<i32>,
+}
+
+/// `understudy snapshot`
+#[derive(Debug, Args)]
+pub struct SnapshotOptions {
+    /// The API socket of the process that runs the guest
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+    /// Write the machine's state here
+    #[arg(long, value_name = "FILE")]
+    pub state: PathBuf,
+    /// Write its memory here
+    #[arg(long, value_name = "FILE")]
+    pub memory: PathBuf,
+    /// Only the pages written since the snapshot before (the guest's track_dirty_pages must be true)
+    #[arg(long)]
+    pub diff: bool,
+}
+
+/// `understudy restore`
+#[derive(Debug, Args)]
+pub struct RestoreOptions {
+    /// The state of a full snapshot
+    #[arg(long, value_name = "FILE")]
+    pub state: PathBuf,
+    /// Its memory
+    #[arg(long, value_name = "FILE")]
+    pub memory: PathBuf,
+    /// Lay a differential snapshot over it; several in the order in which they were taken
+    #[arg(long = "diff", value_name = "STATE:MEMORY", value_parser = pair)]
+    pub diffs: Vec<(PathBuf, PathBuf)>,
+    /// Read and verify all of memory first, instead of mapping the file (always so with --diff)
+    #[arg(long)]
+    pub copy: bool,
+    /// Log the pages written, so that the next snapshot may be differential
+    #[arg(long)]
+    pub track_dirty_pages: bool,
+    /// Do not let the guest run yet
+    #[arg(long)]
+    pub paused: bool,
+    /// Where a disk image of the guest lies now, if elsewhere than before
+    #[arg(long = "drive", value_name = "ID=PATH", value_parser = named)]
+    pub drives: Vec<(String, String)>,
+    /// The tap of a network interface, if another than before
+    #[arg(long = "net", value_name = "ID=TAP", value_parser = named)]
+    pub nets: Vec<(String, String)>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields are what the command line shows")]
+    pub instance: InstanceOptions,
 }
 
 /// `understudy standby`
@@ -112,6 +181,20 @@ pub struct StatusOptions {
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// `understudy pause` and `understudy resume`
+#[derive(Debug, Args)]
+pub struct SocketOptions {
+    /// The API socket of the process that runs the guest
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+}
+
+/// Reads `STATE:MEMORY`.
+fn pair(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    let (state, memory) = text.split_once(':').ok_or("write the state file, a colon, and the memory file")?;
+    Ok((state.into(), memory.into()))
 }
 
 /// Reads `ID=VALUE`.

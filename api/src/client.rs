@@ -4,11 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
+pub use hyper::Method;
+use hyper::Request;
 use hyper::body::Bytes;
-use hyper::header::HOST;
-use hyper::{Method, Request};
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -57,7 +59,23 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`]
 pub fn get<T: DeserializeOwned>(path: &Path, resource: &str) -> Result<T, ClientError> {
-    request(path, Method::GET, resource, PATIENCE)
+    request(path, Method::GET, resource, Vec::new(), PATIENCE)
+}
+
+/// Sends `body` to `resource` at the API on the socket `path`, which answers with nothing and may take `patience`.
+///
+/// # Errors
+/// [`ClientError`]
+pub fn send(
+    path: &Path,
+    method: Method,
+    resource: &str,
+    body: &impl Serialize,
+    patience: Duration,
+) -> Result<(), ClientError> {
+    let body = serde_json::to_vec(body)
+        .map_err(|error| ClientError::Answer { path: path.into(), reason: error.to_string() })?;
+    request(path, method, resource, body, patience)
 }
 
 /// Orders `resource` at the API on the socket `path`, which may take `patience`.
@@ -65,13 +83,14 @@ pub fn get<T: DeserializeOwned>(path: &Path, resource: &str) -> Result<T, Client
 /// # Errors
 /// [`ClientError`]
 pub fn put<T: DeserializeOwned>(path: &Path, resource: &str, patience: Duration) -> Result<T, ClientError> {
-    request(path, Method::PUT, resource, patience)
+    request(path, Method::PUT, resource, Vec::new(), patience)
 }
 
 fn request<T: DeserializeOwned>(
     path: &Path,
     method: Method,
     resource: &str,
+    body: Vec<u8>,
     patience: Duration,
 ) -> Result<T, ClientError> {
     let answer = |reason: String| ClientError::Answer { path: path.into(), reason };
@@ -80,9 +99,13 @@ fn request<T: DeserializeOwned>(
         .build()
         .map_err(|error| answer(error.to_string()))?;
     let (status, body) = runtime.block_on(async {
-        let within = tokio::time::timeout(patience, ask(path, method, resource)).await;
+        let within = tokio::time::timeout(patience, ask(path, method, resource, body)).await;
         within.unwrap_or_else(|_| Err(answer(format!("nothing came within {} s", patience.as_secs()))))
     })?;
+    if status == 204 {
+        // Nothing, in JSON.
+        return serde_json::from_str("null").map_err(|error| answer(error.to_string()));
+    }
     if status == 200 {
         return serde_json::from_slice(&body).map_err(|error| answer(error.to_string()));
     }
@@ -91,7 +114,12 @@ fn request<T: DeserializeOwned>(
     Err(ClientError::Fault { path: path.into(), status, message })
 }
 
-async fn ask(path: &Path, method: Method, resource: &str) -> Result<(u16, Bytes), ClientError> {
+async fn ask(
+    path: &Path,
+    method: Method,
+    resource: &str,
+    body: Vec<u8>,
+) -> Result<(u16, Bytes), ClientError> {
     let answer = |reason: String| ClientError::Answer { path: path.into(), reason };
     let stream = UnixStream::connect(path)
         .await
@@ -104,7 +132,8 @@ async fn ask(path: &Path, method: Method, resource: &str) -> Result<(u16, Bytes)
         .method(method)
         .uri(resource)
         .header(HOST, "localhost")
-        .body(Empty::<Bytes>::new())
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body)))
         .map_err(|error| answer(error.to_string()))?;
     let response = sender.send_request(request).await.map_err(|error| answer(error.to_string()))?;
     let status = response.status().as_u16();

@@ -10,6 +10,7 @@ pub mod guest;
 pub mod process;
 pub mod run;
 pub mod server;
+pub mod snapshot;
 pub mod standby;
 pub mod status;
 pub mod switchover;

@@ -1,6 +1,8 @@
 //! `understudy run`: a guest and, if the configuration says so, its mirror.
 
 use std::io;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -12,15 +14,16 @@ use mirror::shell::primary::{self, AttachError, AttachFailure, Notifier, Outcome
 use mirror::witness::{FileWitness, Record, Witness};
 use thiserror::Error;
 use uuid::Uuid;
+use vmm::snapshot::RestoreError;
 use vmm::{CreateError, Exit, ExitHandle, Machine, MachineError};
 
-use crate::cli::RunOptions;
+use crate::cli::{InstanceOptions, RunOptions};
 use crate::config::{Config, ConfigError, MirrorSection};
 use crate::events::{EventLog, EventsError};
 use crate::exit::ExitStatus;
 use crate::guest::{StartsMirrored, boot, exit_status, machine_config};
 use crate::process::{self, Keyboard};
-use crate::server::{Instance, InstanceInfo, InstanceState, MirrorStatus, Server, ServerError};
+use crate::server::{Instance, InstanceInfo, InstanceState, MirrorStatus, Order, Server, ServerError};
 
 /// Why a guest is not run.
 #[derive(Debug, Error)]
@@ -37,6 +40,9 @@ pub enum RunError {
     /// Its kernel.
     #[error("cannot load the kernel: {0}")]
     Load(#[from] MachineError),
+    /// Its snapshot.
+    #[error("cannot go on from the snapshot: {0}")]
+    Restore(#[from] RestoreError),
     /// The mirror.
     #[error("the guest was not started, because it cannot be mirrored: {0}")]
     Attach(#[from] AttachError),
@@ -53,7 +59,8 @@ impl RunError {
     pub fn status(&self) -> ExitStatus {
         match self {
             Self::Config(_) | Self::Create(CreateError::Config(_)) => ExitStatus::Config,
-            Self::Create(CreateError::Host(_)) => ExitStatus::Unavailable,
+            Self::Create(CreateError::Host(_))
+            | Self::Restore(RestoreError::Create(CreateError::Host(_))) => ExitStatus::Unavailable,
             Self::Load(MachineError::Boot(_)) => ExitStatus::NoKernel,
             Self::Attach(_) => ExitStatus::Unreachable,
             _ => ExitStatus::Failure,
@@ -61,11 +68,15 @@ impl RunError {
     }
 }
 
+/// How long a paused guest's output may take to leave.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What the main thread waits for.
 enum Happening {
     GuestEnded(Exit),
     MirrorEnded(Outcome, Box<StartsMirrored>),
     EndRequested,
+    Ordered(Order, Sender<Result<(), String>>),
 }
 
 /// What the API tells about.
@@ -73,6 +84,8 @@ struct RunningGuest {
     id: String,
     exit: ExitHandle,
     mirror: Arc<OnceLock<(StatusHandle, Notifier)>>,
+    paused: Arc<AtomicBool>,
+    happen: Sender<Happening>,
 }
 
 impl Instance for RunningGuest {
@@ -82,7 +95,7 @@ impl Instance for RunningGuest {
         );
         let state = match self.exit.get() {
             Some(_) => InstanceState::NotStarted,
-            None if frozen => InstanceState::Paused,
+            None if frozen || self.paused.load(Ordering::Acquire) => InstanceState::Paused,
             None => InstanceState::Running,
         };
         InstanceInfo::new(&self.id, state)
@@ -90,6 +103,13 @@ impl Instance for RunningGuest {
 
     fn mirror(&self) -> Option<MirrorStatus> {
         self.mirror.get()?.0.status().map(|status| MirrorStatus::Primary(Box::new(status)))
+    }
+
+    fn order(&self, order: Order) -> Result<(), String> {
+        let ending = || "the guest's process is ending".to_owned();
+        let (sender, outcome) = channel();
+        self.happen.send(Happening::Ordered(order, sender)).map_err(|_| ending())?;
+        outcome.recv().map_err(|_| ending())?
     }
 
     fn switchover(&self) -> Result<Duration, String> {
@@ -103,19 +123,50 @@ impl Instance for RunningGuest {
 /// # Errors
 /// [`RunError`]: the guest has then not run.
 pub fn run(options: &RunOptions) -> Result<ExitStatus, RunError> {
-    if options.end_with_parent.map_or(Ok(true), process::end_with_parent).is_ok_and(|alive| !alive) {
-        return Ok(ExitStatus::Interrupted);
-    }
     let config = Config::load(&options.config_file)?;
-    let events = EventLog::open(options.events.as_deref(), "primary")?;
     let console = Console::new(io::stdout())?;
     let mut machine = Machine::create(&machine_config(&config), Arc::clone(&console))?;
     machine.load(&boot(&config))?;
+    let beginning = config.mirror.map_or(Beginning::Running, Beginning::Mirrored);
+    run_machine(machine, console, &options.instance, &beginning)
+}
+
+/// How a machine begins.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one")]
+pub enum Beginning {
+    /// Its guest runs.
+    Running,
+    /// Its guest stands still until it is told to go on.
+    Paused,
+    /// It is mirrored, as the section says.
+    Mirrored(MirrorSection),
+}
+
+/// Runs `machine` until its guest ends, and says how it ended.
+///
+/// # Errors
+/// [`RunError`]: the guest has then not run.
+pub fn run_machine(
+    machine: Machine,
+    console: Arc<Console>,
+    options: &InstanceOptions,
+    beginning: &Beginning,
+) -> Result<ExitStatus, RunError> {
+    if options.end_with_parent.map_or(Ok(true), process::end_with_parent).is_ok_and(|alive| !alive) {
+        return Ok(ExitStatus::Interrupted);
+    }
+    let events = EventLog::open(options.events.as_deref(), "primary")?;
 
     let (happen, happenings) = channel();
     let end = happen.clone();
     // At the end nobody waits for it any more; so with all that happens.
-    process::on_end_request(move || drop(end.send(Happening::EndRequested)))?;
+    let ending = Arc::new(AtomicBool::new(false));
+    let asked_to_end = Arc::clone(&ending);
+    process::on_end_request(move || {
+        asked_to_end.store(true, Ordering::Release);
+        drop(end.send(Happening::EndRequested));
+    })?;
     let keyboard = connect_keyboard(&machine, options.serial_in)?;
     let exit = machine.exit_handle();
     let (ended, ends) = (exit.clone(), happen.clone());
@@ -123,12 +174,20 @@ pub fn run(options: &RunOptions) -> Result<ExitStatus, RunError> {
         .name("guest-exit".into())
         .spawn(move || drop(ends.send(Happening::GuestEnded(ended.wait()))))?;
     let mirror = Arc::new(OnceLock::new());
-    let instance = RunningGuest { id: options.id.clone(), exit, mirror: Arc::clone(&mirror) };
+    let paused = Arc::new(AtomicBool::new(false));
+    let instance = RunningGuest {
+        id: options.id.clone(),
+        exit,
+        mirror: Arc::clone(&mirror),
+        paused: Arc::clone(&paused),
+        happen: happen.clone(),
+    };
     let server =
         options.api_sock.as_deref().map(|path| Server::start(path, Arc::new(instance))).transpose()?;
 
-    let mut run = Run { console, events, happen, mirror, running: None, notifier: None, ended: None };
-    let status = run.carry_out(machine, config.mirror.as_ref(), &options.id, &happenings)?;
+    let mut run =
+        Run { console, events, happen, mirror, paused, ending, running: None, notifier: None, ended: None };
+    let status = run.carry_out(machine, beginning, &options.id, &happenings)?;
     run.events.close();
     drop((server, keyboard));
     Ok(status)
@@ -153,6 +212,10 @@ struct Run {
     happen: Sender<Happening>,
     /// For the API.
     mirror: Arc<OnceLock<(StatusHandle, Notifier)>>,
+    /// The guest was told to stand still.
+    paused: Arc<AtomicBool>,
+    /// The process was asked to end.
+    ending: Arc<AtomicBool>,
     /// The guest, unless the mirror has it.
     running: Option<Machine>,
     /// The mirror, while it has the guest.
@@ -164,11 +227,19 @@ impl Run {
     fn carry_out(
         &mut self,
         mut machine: Machine,
-        section: Option<&MirrorSection>,
+        beginning: &Beginning,
         id: &str,
         happenings: &Receiver<Happening>,
     ) -> Result<ExitStatus, RunError> {
+        let section = match beginning {
+            Beginning::Mirrored(section) => Some(section),
+            Beginning::Running | Beginning::Paused => None,
+        };
         match section {
+            None if matches!(beginning, Beginning::Paused) => {
+                self.paused.store(true, Ordering::Release);
+                self.running = Some(machine);
+            }
             // Not admitted, it does not run.
             Some(section) if section.delay_ms == 0 => {
                 self.mirror(machine, section, id).map_err(|failure| failure.error)?;
@@ -254,6 +325,35 @@ impl Run {
         Ok(())
     }
 
+    fn obey(&mut self, order: &Order) -> Result<(), String> {
+        let mirrored = "the guest is mirrored, and the mirror has its pages; that is not possible yet";
+        let machine = self.running.as_mut().ok_or(mirrored)?;
+        match order {
+            Order::Pause => {
+                machine.stand_still().map_err(|error| error.to_string())?;
+                // What it has printed is out before anybody counts on its standing still.
+                self.console.flush_within(CONSOLE_PATIENCE);
+                self.paused.store(true, Ordering::Release);
+            }
+            Order::Resume => {
+                machine.start();
+                self.paused.store(false, Ordering::Release);
+            }
+            Order::Snapshot(request) => {
+                let ending = &self.ending;
+                let mut progress = |_, _| {
+                    if ending.load(Ordering::Acquire) {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                };
+                machine.snapshot(request, &mut progress).map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes notice of what happened; says how the process ends, if it does.
     fn take(&mut self, happening: Happening) -> Option<ExitStatus> {
         match happening {
@@ -273,6 +373,10 @@ impl Run {
                 self.running = Some(machine);
             }
             Happening::EndRequested => return Some(ExitStatus::Interrupted),
+            Happening::Ordered(order, answer) => {
+                // Whoever asked may have gone.
+                let _ = answer.send(self.obey(&order));
+            }
         }
         // An end that is not committed yet is the mirror's to finish.
         let (Some(exit), Some(_)) = (&self.ended, &self.running) else { return None };

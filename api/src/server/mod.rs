@@ -10,11 +10,23 @@ use std::time::Duration;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use thiserror::Error;
+use vmm::snapshot::SnapshotRequest;
 
 mod routes;
 pub mod types;
 
 pub use types::{InstanceInfo, InstanceState, MirrorStatus, Switchover, Version};
+
+/// What a guest's process is told to do with it.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// Let it stand still.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Take a snapshot.
+    Snapshot(SnapshotRequest),
+}
 
 /// What the API tells about.
 pub trait Instance: Send + Sync {
@@ -23,6 +35,14 @@ pub trait Instance: Send + Sync {
 
     /// How its mirror is; `None` if there is none.
     fn mirror(&self) -> Option<MirrorStatus>;
+
+    /// Lets the guest stand still or go on, or takes a snapshot of it; returns when that is done.
+    ///
+    /// # Errors
+    /// Why it is not done.
+    fn order(&self, _order: Order) -> Result<(), String> {
+        Err("this side runs no guest that could be paused or snapshotted".into())
+    }
 
     /// Lets the standby run the guest from now on; returns how long the guest ran on neither side.
     ///

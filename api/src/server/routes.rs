@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, patch, put};
 use axum::{Json, Router};
+use serde::de::DeserializeOwned;
+use vmm::snapshot::{Kind, SnapshotRequest};
 
-use super::Instance;
-use super::types::{Fault, Switchover, Version};
+use super::types::{Fault, SnapshotCreate, SnapshotType, Switchover, Version, Vm, VmState};
+use super::{Instance, Order};
 
 type Shared = State<Arc<dyn Instance>>;
 
@@ -20,6 +23,8 @@ pub(super) fn router(instance: Arc<dyn Instance>) -> Router {
         .route("/version", get(version))
         .route("/mirror", get(mirror))
         .route("/mirror/switchover", put(switchover))
+        .route("/snapshot/create", put(create_snapshot))
+        .route("/vm", patch(set_state))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .with_state(instance)
@@ -47,6 +52,44 @@ async fn switchover(State(instance): Shared) -> Response {
         Ok(Err(reason)) => {
             fault(StatusCode::BAD_REQUEST, format!("The guest was not handed over: {reason}."))
         }
+        Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+async fn create_snapshot(State(instance): Shared, body: Bytes) -> Response {
+    match parse::<SnapshotCreate>(&body) {
+        Ok(SnapshotCreate { snapshot_type, snapshot_path, mem_file_path }) => {
+            let kind = match snapshot_type {
+                SnapshotType::Full => Kind::Full,
+                SnapshotType::Diff => Kind::Diff,
+            };
+            let request = SnapshotRequest { kind, state: snapshot_path, memory: mem_file_path };
+            order(instance, Order::Snapshot(request)).await
+        }
+        Err(response) => *response,
+    }
+}
+
+async fn set_state(State(instance): Shared, body: Bytes) -> Response {
+    match parse::<Vm>(&body) {
+        Ok(Vm { state: VmState::Paused }) => order(instance, Order::Pause).await,
+        Ok(Vm { state: VmState::Resumed }) => order(instance, Order::Resume).await,
+        Err(response) => *response,
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response>> {
+    serde_json::from_slice(body).map_err(|error| {
+        let message = format!("An error occurred when deserializing the json body of a request: {error}.");
+        Box::new(fault(StatusCode::BAD_REQUEST, message))
+    })
+}
+
+async fn order(instance: Arc<dyn Instance>, order: Order) -> Response {
+    let waiting = tokio::task::spawn_blocking(move || instance.order(order));
+    match waiting.await {
+        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Err(reason)) => fault(StatusCode::BAD_REQUEST, format!("{reason}.")),
         Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }

@@ -1,5 +1,7 @@
 //! The bodies of the API. What Firecracker has is as Firecracker has it.
 
+use std::path::PathBuf;
+
 use mirror::shell::{primary, standby};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +64,46 @@ pub enum MirrorStatus {
 pub struct Switchover {
     /// Microseconds for which the guest ran on neither side.
     pub pause_us: u64,
+}
+
+/// Firecracker's SnapshotCreateParams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// Full or Diff.
+    #[serde(default)]
+    pub snapshot_type: SnapshotType,
+    /// Where the state goes.
+    pub snapshot_path: PathBuf,
+    /// Where memory goes.
+    pub mem_file_path: PathBuf,
+}
+
+/// What of memory a snapshot has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotType {
+    /// All of it.
+    #[default]
+    Full,
+    /// What was written since the snapshot before.
+    Diff,
+}
+
+/// Firecracker's Vm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vm {
+    /// What the guest is to do.
+    pub state: VmState,
+}
+
+/// What a guest is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmState {
+    /// Stand still.
+    Paused,
+    /// Go on.
+    Resumed,
 }
 
 /// Firecracker's Error.
