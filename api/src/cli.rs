@@ -124,6 +124,9 @@ pub struct RestoreOptions {
     /// The tap of a network interface, if another than before
     #[arg(long = "net", value_name = "ID=TAP", value_parser = named)]
     pub nets: Vec<(String, String)>,
+    /// The Unix socket of the vsock device, if another
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields are what the command line shows")]
     pub instance: InstanceOptions,
@@ -153,6 +156,9 @@ pub struct StandbyOptions {
     /// The tap of a network interface on this host, if another than at the primary
     #[arg(long = "net", value_name = "ID=TAP", value_parser = named)]
     pub nets: Vec<(String, String)>,
+    /// The Unix socket of the vsock device, if another
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<PathBuf>,
     /// End after the first guest: with its exit status if it ran here, with 6 if it was not run here
     #[arg(long)]
     pub once: bool,

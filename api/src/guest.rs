@@ -8,7 +8,7 @@ use mirror::guest::{Guest, GuestError};
 use mirror::memory::GuestRam;
 use vmm::{Boot, DevicesConfig, Exit, KernelImage, Machine, MachineConfig};
 
-use crate::config::devices::{Drive, NetworkInterface};
+use crate::config::devices::{Drive, Entropy, NetworkInterface, Vsock};
 use crate::config::{Config, EMBEDDED_GUEST, HugePages};
 use crate::exit::ExitStatus;
 
@@ -23,6 +23,8 @@ pub fn machine_config(config: &Config) -> MachineConfig {
         devices: DevicesConfig {
             drives: config.drives.iter().map(Drive::device).collect(),
             nets: config.network_interfaces.iter().map(NetworkInterface::device).collect(),
+            vsock: config.vsock.as_ref().map(Vsock::device),
+            entropy: config.entropy.as_ref().map(Entropy::device),
         },
     }
 }

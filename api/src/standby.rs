@@ -125,6 +125,7 @@ fn resources(options: &StandbyOptions) -> HostResources {
     HostResources {
         drives: options.drives.iter().map(|(id, path)| (id.clone(), path.into())).collect(),
         nets: options.nets.iter().cloned().collect(),
+        vsock: options.vsock.clone(),
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use devices::virtio::block::BlockConfig;
 use devices::virtio::net::NetConfig;
+use devices::virtio::rng::RngConfig;
+use devices::virtio::vsock::VsockConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -36,11 +38,15 @@ pub struct DevicesConfig {
     pub drives: Vec<BlockConfig>,
     /// Network cards.
     pub nets: Vec<NetConfig>,
+    /// Sockets between guest and host.
+    pub vsock: Option<VsockConfig>,
+    /// A source of random numbers.
+    pub entropy: Option<RngConfig>,
 }
 
 impl DevicesConfig {
     /// No devices.
-    pub const NONE: Self = Self { drives: Vec::new(), nets: Vec::new() };
+    pub const NONE: Self = Self { drives: Vec::new(), nets: Vec::new(), vsock: None, entropy: None };
 }
 
 /// What of a machine's devices lies elsewhere on this host than where its configuration says: by the device's name.
@@ -50,6 +56,8 @@ pub struct HostResources {
     pub drives: BTreeMap<String, PathBuf>,
     /// Taps.
     pub nets: BTreeMap<String, String>,
+    /// The socket of the vsock device.
+    pub vsock: Option<PathBuf>,
 }
 
 /// A name that no device has.
@@ -72,8 +80,13 @@ impl DevicesConfig {
     pub fn relocate(&mut self, here: &HostResources) -> Result<(), UnknownDevice> {
         let drives: Vec<&str> = self.drives.iter().map(|drive| drive.id.as_str()).collect();
         let nets: Vec<&str> = self.nets.iter().map(|net| net.id.as_str()).collect();
-        check_names("drive", here.drives.keys(), &drives)?;
-        check_names("network interface", here.nets.keys(), &nets)?;
+        check_names("drive", here.drives.keys().map(String::as_str), &drives)?;
+        check_names("network interface", here.nets.keys().map(String::as_str), &nets)?;
+        let sockets: &[&str] = if self.vsock.is_some() { &["vsock"] } else { &[] };
+        check_names("device", here.vsock.iter().map(|_| "vsock"), sockets)?;
+        if let (Some(vsock), Some(path)) = (&mut self.vsock, &here.vsock) {
+            vsock.uds_path.clone_from(path);
+        }
         for drive in &mut self.drives {
             if let Some(path) = here.drives.get(&drive.id) {
                 drive.path.clone_from(path);
@@ -90,14 +103,14 @@ impl DevicesConfig {
 
 fn check_names<'a>(
     kind: &'static str,
-    mut names: impl Iterator<Item = &'a String>,
+    mut names: impl Iterator<Item = &'a str>,
     known: &[&str],
 ) -> Result<(), UnknownDevice> {
-    match names.find(|name| !known.contains(&name.as_str())) {
+    match names.find(|name| !known.contains(name)) {
         None => Ok(()),
         Some(name) => {
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-            Err(UnknownDevice { kind, name: name.clone(), known })
+            Err(UnknownDevice { kind, name: name.into(), known })
         }
     }
 }
@@ -174,7 +187,11 @@ mod tests {
             receive_limits: None,
             send_limits: None,
         };
-        let before = DevicesConfig { drives: vec![], nets: vec![net("a", "tap0"), net("b", "tap1")] };
+        let before = DevicesConfig {
+            drives: vec![],
+            nets: vec![net("a", "tap0"), net("b", "tap1")],
+            ..DevicesConfig::NONE
+        };
         let mut devices = before.clone();
         let mut here = HostResources::default();
         here.nets.insert("b".into(), "tap7".into());

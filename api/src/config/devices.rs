@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use devices::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 use devices::virtio::block::{BlockConfig, CacheType, EngineKind, ImageFormat};
 use devices::virtio::net::{Mac, NetConfig};
+use devices::virtio::rng::RngConfig;
+use devices::virtio::vsock::VsockConfig;
 use serde::{Deserialize, Serialize};
 
 /// A disk.
@@ -158,6 +160,50 @@ impl RateLimiter {
             refill_time: bucket.refill_time,
         };
         RateLimiterConfig { bandwidth: self.bandwidth.map(bucket), ops: self.ops.map(bucket) }
+    }
+}
+
+/// Sockets between guest and host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// The guest's address, from 3 on.
+    pub guest_cid: u32,
+    /// The Unix socket for programs that connect to the guest.
+    pub uds_path: PathBuf,
+    /// A name that nobody uses any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_id: Option<String>,
+}
+
+impl Vsock {
+    /// The device that it asks for.
+    pub fn device(&self) -> VsockConfig {
+        VsockConfig { guest_cid: self.guest_cid, uds_path: self.uds_path.clone() }
+    }
+
+    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.guest_cid < 3 || self.guest_cid == u32::MAX {
+            let reason = format!("{} is out of range; give 3 to 4294967294", self.guest_cid);
+            return Err(("vsock.guest_cid", reason));
+        }
+        Ok(())
+    }
+}
+
+/// A source of random numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entropy {
+    /// Limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+impl Entropy {
+    /// The device that it asks for.
+    pub fn device(&self) -> RngConfig {
+        RngConfig { limits: self.rate_limiter.as_ref().map(RateLimiter::limits) }
     }
 }
 

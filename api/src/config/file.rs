@@ -8,7 +8,7 @@ use mirror::link::Address;
 use mirror::primary::Settings;
 use serde::{Deserialize, Serialize};
 
-use super::devices::{Drive, NetworkInterface};
+use super::devices::{Drive, Entropy, NetworkInterface, Vsock};
 use super::not_yet::WholeFile;
 
 /// A configuration file.
@@ -29,6 +29,27 @@ pub struct Config {
     /// Network cards.
     #[serde(rename = "network-interfaces")]
     pub network_interfaces: Vec<NetworkInterface>,
+    /// Sockets between guest and host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Vsock>,
+    /// A source of random numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<Entropy>,
+}
+
+impl Config {
+    /// A mirrored machine without devices.
+    pub fn plain(boot: BootSource, machine: MachineSection, mirror: MirrorSection) -> Self {
+        Self {
+            boot,
+            machine,
+            mirror: Some(mirror),
+            drives: Vec::new(),
+            network_interfaces: Vec::new(),
+            vsock: None,
+            entropy: None,
+        }
+    }
 }
 
 /// What to boot.

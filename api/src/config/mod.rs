@@ -118,6 +118,7 @@ impl Config {
     fn check(&mut self) -> Result<(), (&'static str, String)> {
         devices::order(&mut self.drives)?;
         devices::check_interfaces(&self.network_interfaces)?;
+        self.vsock.as_ref().map_or(Ok(()), devices::Vsock::check)?;
         let MachineSection { vcpu_count, mem_size_mib, smt, ref cpu_template, huge_pages, .. } = self.machine;
         if !(1..=MAX_VCPUS).contains(&vcpu_count) {
             let reason = format!("{vcpu_count} is out of range; give 1 to {MAX_VCPUS} vCPUs");

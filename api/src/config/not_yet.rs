@@ -8,7 +8,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::devices::{Drive, NetworkInterface};
+use super::devices::{Drive, Entropy, NetworkInterface, Vsock};
 use super::file::{BootSource, Config, MachineSection, MirrorSection};
 
 /// Accepts nothing but emptiness.
@@ -56,6 +56,10 @@ macro_rules! whole_file {
             drives: Vec<Drive>,
             #[serde(default, rename = "network-interfaces")]
             network_interfaces: Vec<NetworkInterface>,
+            #[serde(default)]
+            vsock: Option<Vsock>,
+            #[serde(default)]
+            entropy: Option<Entropy>,
             $(
                 #[serde(default, rename = $section, deserialize_with = $function)]
                 #[allow(dead_code, reason = "there to be refused")]
@@ -74,14 +78,12 @@ macro_rules! whole_file {
 whole_file! {
     balloon "balloon": "balloon",
     cpu_config "cpu_config": "cpu-config",
-    entropy "entropy": "entropy",
     logger "logger": "logger",
     memory_hotplug "memory_hotplug": "memory-hotplug",
     metrics "metrics": "metrics",
     mmds_config "mmds_config": "mmds-config",
     pmem "pmem": "pmem",
     serial "serial": "serial",
-    vsock "vsock": "vsock",
 }
 
 impl From<WholeFile> for Config {
@@ -92,6 +94,8 @@ impl From<WholeFile> for Config {
             mirror: file.mirror,
             drives: file.drives,
             network_interfaces: file.network_interfaces,
+            vsock: file.vsock,
+            entropy: file.entropy,
         }
     }
 }

@@ -12,9 +12,11 @@ pub mod interrupt;
 pub mod iovec;
 pub mod net;
 pub mod queue;
+pub mod rng;
 pub mod slot;
 pub mod state;
 pub mod transport;
+pub mod vsock;
 
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;

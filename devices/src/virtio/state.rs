@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::block::BlockState;
 use super::net::NetState;
 use super::queue::RingState;
+use super::vsock::VsockState;
 
 /// The transport's registers and the queues.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,4 +49,6 @@ pub enum DeviceState {
     Block(BlockState),
     /// A network card.
     Net(NetState),
+    /// A socket device.
+    Vsock(VsockState),
 }

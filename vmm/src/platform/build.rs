@@ -1,8 +1,12 @@
 //! From configuration to virtio devices.
 
+use std::io;
+
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::{Block, BlockError};
 use devices::virtio::net::{Net, NetError};
+use devices::virtio::rng::Rng;
+use devices::virtio::vsock::{Vsock, VsockError};
 use thiserror::Error;
 
 use crate::config::DevicesConfig;
@@ -16,6 +20,12 @@ pub enum DeviceCreateError {
     /// A network card.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// Sockets.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// Random numbers.
+    #[error("cannot set up the source of random numbers: {0}")]
+    Rng(io::Error),
 }
 
 /// Builds the devices that `config` names, in the order in which the guest finds them: drives, network cards, sockets,
@@ -27,6 +37,12 @@ pub(super) fn devices(config: &DevicesConfig) -> Result<Vec<Box<dyn VirtioDevice
     }
     for net in &config.nets {
         list.push(Box::new(Net::create(net)?));
+    }
+    if let Some(vsock) = &config.vsock {
+        list.push(Box::new(Vsock::create(vsock)?));
+    }
+    if let Some(entropy) = &config.entropy {
+        list.push(Box::new(Rng::create(entropy).map_err(DeviceCreateError::Rng)?));
     }
     Ok(list)
 }
