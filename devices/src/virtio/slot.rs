@@ -132,7 +132,7 @@ impl VirtioSlot {
         self.lock().device.set_output(policy);
     }
 
-    /// The epoch of the last [`save`](Self::save) is committed. [`attend`](Self::attend) must follow.
+    /// The epoch of the last save is committed. [`attend`](Self::attend) must follow.
     pub fn release_output(&self) {
         self.lock().device.release_output();
     }
