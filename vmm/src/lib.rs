@@ -14,6 +14,7 @@ pub mod machine;
 pub mod memory;
 pub mod msrs;
 mod platform;
+pub mod processor;
 pub mod snapshot;
 pub mod standby;
 pub mod state;

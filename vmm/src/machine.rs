@@ -22,6 +22,7 @@ use crate::exit::{Exit, ExitHandle};
 use crate::memory::{Memory, MemoryError, Slots};
 use crate::msrs::{self, MsrError};
 use crate::platform::{DevicesCapture, MmioWindow};
+use crate::processor::Processor;
 use crate::snapshot::take::SnapshotTracking;
 use crate::state::{self, MachineState, StateError};
 use crate::vcpu::{Shared, lock};
@@ -170,6 +171,11 @@ impl Machine {
             msrs::set_boot_values(&lock(&vcpu.fd))?;
         }
         Ok(())
+    }
+
+    /// What of the processor its guest counts on.
+    pub fn processor(&self) -> Processor {
+        lock(&self.shared.vcpus[0].capture).processor()
     }
 
     /// Runs the guest.
@@ -370,7 +376,7 @@ impl Machine {
     }
 
     pub(crate) fn description(&self) -> Vec<u8> {
-        state::describe(&self.config)
+        state::describe(&self.config, &self.processor())
     }
 
     fn move_dirty(&mut self, into: &mut DirtySet) -> Result<(), MachineError> {
@@ -397,7 +403,7 @@ impl Guest for Machine {
     }
 
     fn describe(&self) -> Vec<u8> {
-        state::describe(&self.config)
+        state::describe(&self.config, &self.processor())
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {

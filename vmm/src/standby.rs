@@ -44,6 +44,12 @@ pub enum StandbyError {
     /// This standby was told where to find a device that the guest has not.
     #[error("this standby's options: {0}")]
     Unknown(#[from] UnknownDevice),
+    /// The guest has seen features that this host has not.
+    #[error(
+        "this host cannot run the guest: its processor or KVM lacks {}; start the guest without them, or take another standby",
+        .0.join(", ")
+    )]
+    Processor(Vec<String>),
     /// There is a machine already.
     #[error("the standby holds a machine already")]
     Taken,
@@ -113,7 +119,7 @@ impl StandbyHost {
         if self.machine.is_some() {
             return Err(StandbyError::Taken);
         }
-        let mut config = state::read_description(description)?;
+        let (mut config, processor) = state::read_description(description)?;
         config.devices.relocate(&self.resources)?;
         let mib = config.mem_size_mib;
         let expected = crate::memory::layout(mib).map_err(CreateError::Layout)?;
@@ -125,6 +131,10 @@ impl StandbyHost {
             none => none.insert(Host::open().map_err(CreateError::Host)?),
         };
         let machine = Machine::create_with_exit(host, &config, Arc::clone(&self.console), self.exit.clone())?;
+        let missing = processor.missing_in(&machine.processor());
+        if !missing.is_empty() {
+            return Err(StandbyError::Processor(missing));
+        }
         let ram = Arc::clone(mirror::guest::Guest::ram(&machine));
         self.machine = Some(machine);
         Ok(ram)

@@ -10,6 +10,7 @@ use devices::virtio::VirtioState;
 use crate::config::{ConfigError, MachineConfig};
 use crate::exit::Exit;
 use crate::msrs::IA32_TSC;
+use crate::processor::Processor;
 use crate::vcpu_state::VcpuState;
 use crate::vm_state::VmState;
 
@@ -161,10 +162,10 @@ impl MachineState {
 }
 
 /// Writes the description from which a standby builds a twin of a machine of `config`.
-pub(crate) fn describe(config: &MachineConfig) -> Vec<u8> {
+pub fn describe(config: &MachineConfig, processor: &Processor) -> Vec<u8> {
     let mut out = Vec::new();
     // Integers, names and paths that were text once can always be encoded.
-    encode("machine description", DESCRIPTION_VERSION, config, &mut out).expect("plain values");
+    encode("machine description", DESCRIPTION_VERSION, &(config, processor), &mut out).expect("plain values");
     out
 }
 
@@ -172,10 +173,11 @@ pub(crate) fn describe(config: &MachineConfig) -> Vec<u8> {
 ///
 /// # Errors
 /// [`StateError`]
-pub fn read_description(bytes: &[u8]) -> Result<MachineConfig, StateError> {
-    let config: MachineConfig = decode("machine description", DESCRIPTION_VERSION, bytes)?;
+pub fn read_description(bytes: &[u8]) -> Result<(MachineConfig, Processor), StateError> {
+    let (config, processor): (MachineConfig, Processor) =
+        decode("machine description", DESCRIPTION_VERSION, bytes)?;
     config.check()?;
-    Ok(config)
+    Ok((config, processor))
 }
 
 fn encode(
@@ -217,14 +219,18 @@ mod tests {
 
     const CONFIG: MachineConfig = MachineConfig::new(3, 512);
 
+    fn processor() -> Processor {
+        Processor { features: vec![1, 2], msrs: vec![3], ..Processor::default() }
+    }
+
     #[test]
     fn description_comes_back_as_it_was() {
-        assert_eq!(read_description(&describe(&CONFIG)).unwrap(), CONFIG);
+        assert_eq!(read_description(&describe(&CONFIG, &processor())).unwrap(), (CONFIG, processor()));
     }
 
     #[test]
     fn description_of_another_version_or_damaged_is_refused() {
-        let good = describe(&CONFIG);
+        let good = describe(&CONFIG, &processor());
         let mut newer = good.clone();
         newer[0] += 1;
         assert!(matches!(read_description(&newer), Err(StateError::Version { version: 3, .. })));
@@ -233,7 +239,7 @@ mod tests {
         }
         let longer = [&good[..], &[0]].concat();
         assert!(matches!(read_description(&longer), Err(StateError::Rest { len: 1, .. })));
-        let impossible = describe(&MachineConfig { vcpu_count: 0, ..CONFIG });
+        let impossible = describe(&MachineConfig { vcpu_count: 0, ..CONFIG }, &processor());
         assert!(matches!(read_description(&impossible), Err(StateError::Config(_))));
     }
 }

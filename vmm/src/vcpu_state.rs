@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::host::msr_is_not_state;
 use crate::msrs::{self, IA32_TSC_DEADLINE, MsrBuffer, MsrError};
+use crate::processor::Processor;
 
 /// Words in the part of an XSAVE area that every KVM has.
 const XSAVE_WORDS: usize = 1024;
@@ -134,6 +136,12 @@ impl VcpuCapture {
             lapic: kvm_lapic_state::default(),
             events: kvm_vcpu_events::default(),
         })
+    }
+
+    /// What of the processor a guest on this vCPU counts on.
+    pub(crate) fn processor(&self) -> Processor {
+        let msrs = self.msrs.entries().map(|entry| entry.index).filter(|&index| !msr_is_not_state(index));
+        Processor::new(self.cpuid.as_slice(), msrs.collect())
     }
 
     /// Replaces what CPUID answers, as it was replaced in the vCPU.

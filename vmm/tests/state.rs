@@ -251,12 +251,35 @@ fn guest_goes_on_in_a_fresh_process() {
 }
 
 #[test]
+fn standby_refuses_a_guest_that_counts_on_what_its_host_lacks_and_names_it() {
+    let (machine, _output) = machine(&SMALL, &Code::new().spin());
+    let (config, processor) = vmm::state::read_description(&machine.describe()).unwrap();
+    let layout = vmm::memory::layout(config.mem_size_mib).unwrap();
+    let allocate = |processor| {
+        let mut standby = StandbyHost::new(console().0);
+        let description = vmm::state::describe(&config, &processor);
+        standby.allocate(&description, &layout).map(drop)
+    };
+    allocate(processor.clone()).expect("the same host has all of it");
+
+    let mut demanding = processor.clone();
+    demanding.msrs.push(0xdead);
+    demanding.address_bits = 64;
+    let error = allocate(demanding).unwrap_err().to_string();
+    assert!(error.contains("MSR 0xdead") && error.contains("64 address bits"), "{error}");
+    let mut all = processor;
+    all.features.fill(u32::MAX);
+    let error = allocate(all).unwrap_err().to_string();
+    assert!(error.contains("this host cannot run the guest") && error.contains("more"), "{error}");
+}
+
+#[test]
 #[ignore = "run by guest_goes_on_in_a_fresh_process"]
 fn in_the_fresh_process() {
     let directory = env::var_os(CHILD).expect("started by another test");
     let read = |name: &str| fs::read(Path::new(&directory).join(name)).unwrap();
     let (console, mut output) = console();
-    let config = vmm::state::read_description(&read("description")).unwrap();
+    let (config, _) = vmm::state::read_description(&read("description")).unwrap();
     let layout = vmm::memory::layout(config.mem_size_mib).unwrap();
     let mut standby = standby(&read("description"), &layout, &read("memory"), console);
     standby.restore(&read("state")).unwrap();

@@ -17,6 +17,7 @@ use crate::exit::ExitHandle;
 use crate::host::Host;
 use crate::machine::{CreateError, Machine, MachineError};
 use crate::memory::{self, Memory};
+use crate::processor::Processor;
 use crate::state::{self, MachineState, StateError};
 
 /// A snapshot's two files, opened and verified but for the pages themselves.
@@ -24,6 +25,7 @@ use crate::state::{self, MachineState, StateError};
 pub struct Snapshot {
     identity: Identity,
     config: MachineConfig,
+    processor: Processor,
     state: MachineState,
     encoded: StateFile,
     pages: PageReader,
@@ -62,6 +64,9 @@ pub enum RestoreError {
     /// A device is elsewhere than the machine knows.
     #[error(transparent)]
     Unknown(#[from] UnknownDevice),
+    /// The guest has seen features that this host has not.
+    #[error("this host cannot run the guest: its processor or KVM lacks {}", .0.join(", "))]
+    Processor(Vec<String>),
     /// The machine cannot be created.
     #[error("creating the machine: {0}")]
     Create(#[from] CreateError),
@@ -85,14 +90,14 @@ impl Snapshot {
             let (state, memory) = (state.display().to_string(), memory.display().to_string());
             return Err(RestoreError::Pair { state, memory });
         }
-        let config = state::read_description(&encoded.description)?;
+        let (config, processor) = state::read_description(&encoded.description)?;
         let machine = MachineState::decode(&encoded.state)?;
         let layout = memory::layout(config.mem_size_mib).map_err(CreateError::Layout)?;
         if layout != pages.header().layout {
             let reason = format!("its layout is not that of a machine with {} MiB", config.mem_size_mib);
             return Err(FileError::Content { path: memory.into(), reason }.into());
         }
-        Ok(Self { identity: encoded.identity.clone(), config, state: machine, encoded, pages })
+        Ok(Self { identity: encoded.identity.clone(), config, processor, state: machine, encoded, pages })
     }
 
     /// What the machine is made of.
@@ -170,6 +175,10 @@ impl Machine {
             copy(&source.chain, &memory)?;
         }
         let mut machine = Self::create_in(host, &config, console, ExitHandle::default(), memory)?;
+        let missing = last.processor.missing_in(&machine.processor());
+        if !missing.is_empty() {
+            return Err(RestoreError::Processor(missing));
+        }
         machine.restore(&last.state)?;
         if config.track_dirty_pages {
             let pages = mirror::dirty::DirtySet::new(machine.layout().pages());
