@@ -1,8 +1,5 @@
 # Debian's kernel as a guest with devices: its initramfs, its root disk, and what the virtual host needs of them.
 
-# Whether the guest has a vsock device: anything but empty.
-readonly vsock=
-
 # Size of the guest's disk.
 readonly disk_mib=48
 

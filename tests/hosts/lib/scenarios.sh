@@ -4,6 +4,10 @@
 # The name of the scenario that runs.
 scenario=
 
+# Most pings that may be lost where a guest has to be missed first, or goes on from a file: 5 s of them. The pause of a
+# switchover is known, and counted exactly.
+readonly patience=$((5000 / ping_every_ms))
+
 # check TEXT COMMAND...: one promise; what the command prints is told if it is broken.
 check() {
     local text=$1 said
@@ -31,8 +35,8 @@ run_scenario() {
             fetch "$side.$file" >"$clients/$side.$file" 2>/dev/null || rm "$clients/$side.$file"
         done
     done
-    host 'for side in first second vsock; do finish $side; done
-        cd /tmp && rm -rf first.* second.* vsock* root.ext4 witness* snapshot* standby.sock'
+    host 'for side in first second calls; do finish $side; done
+        cd /tmp && rm -rf first.* second.* calls.* vsock.* root.ext4 witness* snapshot* standby.sock'
 }
 
 # configure [MIRROR]: the guest's configuration, with the text MIRROR as its last section.
@@ -43,14 +47,14 @@ configure() {
     \"kernel_image_path\": \"/guest/vmlinux\", \"initrd_path\": \"/guest/linux.cpio\",
     \"boot_args\": \"console=ttyS0 quiet reboot=k panic=-1 nokaslr pci=off i8042.noaux i8042.nomux\"
   },
-  \"machine-config\": { \"vcpu_count\": 2, \"mem_size_mib\": 256 },
+  \"machine-config\": { \"vcpu_count\": 2, \"mem_size_mib\": 256, \"track_dirty_pages\": true },
   \"drives\": [
     { \"drive_id\": \"root\", \"path_on_host\": \"/tmp/root.ext4\", \"is_root_device\": true, \"cache_type\": \"Writeback\" }
   ],
   \"network-interfaces\": [
     { \"iface_id\": \"eth0\", \"host_dev_name\": \"tap0\", \"guest_mac\": \"02:00:00:00:77:02\" }
-  ]${vsock:+,
-  \"vsock\": { \"guest_cid\": 3, \"uds_path\": \"/tmp/vsock\" \}}${1:+,
+  ],
+  \"vsock\": { \"guest_cid\": 3, \"uds_path\": \"/tmp/vsock.first\" }${1:+,
   $1}
 }
 JSON"
@@ -68,8 +72,8 @@ start_guest() {
 }
 
 start_standby() {
-    host 'start second understudy standby --listen unix:/tmp/standby.sock --witness /tmp/witness --net eth0=tap1 --once \
-        --events /tmp/second.events --api-sock /tmp/second.sock'
+    host 'start second understudy standby --listen unix:/tmp/standby.sock --witness /tmp/witness --once \
+        --net eth0=tap1 --vsock /tmp/vsock.second --events /tmp/second.events --api-sock /tmp/second.sock'
     within 10 host '[ -S /tmp/standby.sock ]'
 }
 
@@ -84,6 +88,7 @@ console() {
     fetch "$1.out" || true
     [ $# -ne 2 ] || fetch "$2.out" || true
 }
+# A guest from a snapshot says nothing of it.
 output_start() { host "grep '\"event\":\"active\"' /tmp/$1.events" | grep -o '"output_start":[0-9]*' | grep -o '[0-9]*'; }
 
 said() { console "$1" | grep -a "$2"; }
@@ -96,7 +101,9 @@ ended() { host "[ -e /tmp/$1.status ]"; }
 comes_up() {
     within 90 said first '2 processors, root /dev/vda ext4' || { complains first; console first | tail -n 2; return 1; }
     within 20 answers || { echo "it does not answer pings"; return 1; }
+    within 20 listens 80 && within 20 listens 7001 || { echo "its services do not listen"; return 1; }
 }
+listens() { outside bash -c "exec 3<>/dev/tcp/$guest_ip/$1"; }
 
 # goes_on WORD SIDE...: whether the guest says more of what it counts.
 console_has_more() {
@@ -128,6 +135,7 @@ disk_is_whole() {
 }
 
 logs_in() {
+    within 20 said first 'login: ' || { echo "no prompt for a login"; return 1; }
     host "printf 'root\r' >/tmp/first.in"
     within 20 said first '# ' || { echo "no prompt of a shell"; return 1; }
     host "printf 'echo user \$USER of \$((700+77))\r' >/tmp/first.in"
@@ -139,11 +147,14 @@ downloads() {
         is_the_file "$clients/download"
 }
 
-# vsock_works SOCKET: calls in both directions.
+# vsock_works SIDE: calls in both directions.
 vsock_works() {
-    host "linux-vsock host-call $1 5000 'from outside'" | grep -x 'heard from outside' || return 1
-    host "rm -f ${1}_6000; start vsock linux-vsock host-listen ${1}_6000" || return 1
-    within 15 host "grep -q '^call ' /tmp/vsock.out"
+    local said
+    said=$(host "linux-vsock host-call /tmp/vsock.$1 5000 'from outside'")
+    [ "$said" = "heard from outside" ] || { echo "$said"; return 1; }
+    host "start calls linux-vsock host-listen /tmp/vsock.$1_6000"
+    within 15 host "grep '^call ' /tmp/calls.out" || { echo "the guest does not call"; return 1; }
+    host "finish calls"
 }
 
 switches_off() {
@@ -179,6 +190,7 @@ work_goes_on() {
     check "the guest's output has no gap" counts_whole "$@"
     check "the guest goes on writing to its disk" goes_on disk "$@"
     check "the disk returns what was written" disk_is_whole "$@"
+    check "guest and host reach each other by vsock" vsock_works "${!#}"
     stop_clients
     check "the guest switches itself off" switches_off "${!#}" &&
         check "its file system is in order" disk_is_consistent
@@ -190,11 +202,55 @@ scenario_boot() {
     check "comes up with 2 processors, its root on the disk, and answers pings" comes_up || return 0
     check "a user logs in on the serial console" logs_in
     check "a file is downloaded whole" downloads
-    [ -z "$vsock" ] || check "vsock works in both directions" vsock_works /tmp/vsock
+    check "guest and host reach each other by vsock" vsock_works first
     check "the guest writes to its disk" goes_on disk first
     check "the disk returns what was written" disk_is_whole first
     check "the guest switches itself off" switches_off first &&
         check "its file system is in order" disk_is_consistent
+}
+
+# snapshot NAME [OPTION...]: takes one, to /tmp/snapshot.NAME.{state,memory}.
+snapshot() {
+    local name=$1
+    shift
+    host "understudy snapshot --api-sock /tmp/first.sock --state /tmp/snapshot.$name.state \
+        --memory /tmp/snapshot.$name.memory $*" || { complains first; return 1; }
+}
+
+# goes_on_from OPTION...: a new process has the guest of snapshot "full" run again.
+goes_on_from() {
+    host "start second understudy restore --state /tmp/snapshot.full.state --memory /tmp/snapshot.full.memory $* \
+        --net eth0=tap1 --vsock /tmp/vsock.second"
+    within 30 answers || { complains second; return 1; }
+}
+
+# The guest stands still, is written to a file, and goes on in another process.
+scenario_snapshot() {
+    configure
+    start_guest
+    check "comes up" comes_up || return 0
+    check "clients are busy" clients_are_busy || return 0
+    sleep 3
+    check "stands still" host 'understudy pause --api-sock /tmp/first.sock' || return 0
+    check "a snapshot is taken" snapshot full || return 0
+    host 'finish first'
+    check "goes on in a new process" goes_on_from || return 0
+    work_goes_on $patience first second
+}
+
+# The same with a snapshot that is taken while the guest runs, and one of what it changed afterwards.
+scenario_differential() {
+    configure
+    start_guest
+    check "comes up" comes_up || return 0
+    check "clients are busy" clients_are_busy || return 0
+    check "a snapshot is taken while the guest runs" snapshot full || return 0
+    check "the guest goes on" goes_on count first || return 0
+    check "stands still" host 'understudy pause --api-sock /tmp/first.sock' || return 0
+    check "a differential snapshot is taken" snapshot diff --diff || return 0
+    host 'finish first'
+    check "goes on in a new process" goes_on_from --diff /tmp/snapshot.diff.state:/tmp/snapshot.diff.memory || return 0
+    work_goes_on $patience first second
 }
 
 # Its primary is killed.
@@ -208,7 +264,7 @@ scenario_failover() {
     sleep 3
     host 'finish first'
     check "the standby takes over" within 20 told second active || return 0
-    work_goes_on 25 first second
+    work_goes_on $patience first second
 }
 
 # Its primary hands it over.
