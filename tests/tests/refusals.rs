@@ -52,10 +52,10 @@ fn configuration_that_is_no_json_or_missing_is_refused() {
 fn section_of_firecracker_that_is_not_there_yet_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("vm.json");
-    let text = r#"{"boot-source": {"kernel_image_path": "embedded:guest"}, "drives": [{"drive_id": "a"}],
+    let text = r#"{"boot-source": {"kernel_image_path": "embedded:guest"}, "pmem": [{"id": "a"}],
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 64}}"#;
     std::fs::write(&config, text).unwrap();
-    expect_refusal(config.to_str().unwrap(), CONFIG, &["drives", "not supported yet"]);
+    expect_refusal(config.to_str().unwrap(), CONFIG, &["pmem", "not supported yet"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::BlockConfig;
 use devices::virtio::net::NetConfig;
 use devices::virtio::rng::RngConfig;
@@ -42,11 +43,14 @@ pub struct DevicesConfig {
     pub vsock: Option<VsockConfig>,
     /// A source of random numbers.
     pub entropy: Option<RngConfig>,
+    /// A memory balloon.
+    pub balloon: Option<BalloonConfig>,
 }
 
 impl DevicesConfig {
     /// No devices.
-    pub const NONE: Self = Self { drives: Vec::new(), nets: Vec::new(), vsock: None, entropy: None };
+    pub const NONE: Self =
+        Self { drives: Vec::new(), nets: Vec::new(), vsock: None, entropy: None, balloon: None };
 }
 
 /// What of a machine's devices lies elsewhere on this host than where its configuration says: by the device's name.

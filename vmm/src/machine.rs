@@ -453,6 +453,10 @@ impl Guest for Machine {
         Ok(())
     }
 
+    fn freed(&mut self, into: &mut DirtySet) {
+        self.memory.returned().take(into);
+    }
+
     fn hold_output(&mut self) {
         self.shared.platform.virtio.set_output(OutputPolicy::Hold);
     }

@@ -7,13 +7,14 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use devices::virtio::balloon::Discard;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use mirror::dirty::DirtySet;
 use mirror::memory::{GuestRam, Layout, LayoutError, PAGE_SIZE, Region};
-use rustix::fs::{MemfdFlags, SeekFrom, ftruncate, memfd_create, seek};
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, memfd_create, seek};
 use rustix::io::Errno;
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
@@ -94,6 +95,7 @@ pub(crate) struct Memory {
     layout: Layout,
     /// The memory file; none if memory is a private mapping of somebody else's.
     file: Option<Arc<File>>,
+    returned: Returned,
 }
 
 impl Memory {
@@ -103,7 +105,8 @@ impl Memory {
         // Huge pages are reserved now: without, one that is not to be had would kill the process at its first touch.
         let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
         let ram = map(&layout, &file, 0, libc::MAP_SHARED | reserve, huge)?;
-        Ok(Self { ram, layout, file: Some(file) })
+        let returned = Returned::new(&layout, Some(Arc::clone(&file)));
+        Ok(Self { ram, layout, file: Some(file), returned })
     }
 
     /// Memory of `layout` whose pages are those of `file` from `offset` on until they are written; `file` is not changed.
@@ -114,10 +117,16 @@ impl Memory {
             cause,
         })?);
         let ram = map(&layout, &file, offset, libc::MAP_PRIVATE | libc::MAP_NORESERVE, false)?;
-        Ok(Self { ram, layout, file: None })
+        let returned = Returned::new(&layout, None);
+        Ok(Self { ram, layout, file: None, returned })
     }
     pub(crate) fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// Where pages go that the guest gives back.
+    pub(crate) fn returned(&self) -> &Returned {
+        &self.returned
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -146,6 +155,57 @@ impl Memory {
             at = hole.max(at + PAGE_SIZE as u64);
         }
         Ok(())
+    }
+}
+
+/// Pages that the guest has given back. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Returned {
+    layout: Layout,
+    /// The memory file; without one the pages cannot be given to the host.
+    file: Option<Arc<File>>,
+    /// Since the mirror last asked.
+    pages: Arc<Mutex<DirtySet>>,
+}
+
+impl Returned {
+    fn new(layout: &Layout, file: Option<Arc<File>>) -> Self {
+        let pages = Arc::new(Mutex::new(DirtySet::new(layout.pages())));
+        Self { layout: layout.clone(), file, pages }
+    }
+
+    /// Moves the pages to `into`.
+    pub(crate) fn take(&self, into: &mut DirtySet) {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        into.union(&pages);
+        pages.clear();
+    }
+}
+
+impl Discard for Returned {
+    fn discard(&mut self, start: u64, len: u64) {
+        let end = start.saturating_add(len);
+        let mut first = 0;
+        for region in self.layout.regions() {
+            let region_end = region.start + region.pages * PAGE_SIZE as u64;
+            let (from, to) = (start.max(region.start), end.min(region_end));
+            if from < to {
+                let page = first + (from - region.start) / PAGE_SIZE as u64;
+                self.give_back(page, (to - from) / PAGE_SIZE as u64);
+            }
+            first += region.pages;
+        }
+    }
+}
+
+impl Returned {
+    fn give_back(&self, page: u64, count: u64) {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).insert_range(page, count);
+        if let Some(file) = &self.file {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // Of huge pages only whole ones are freed; a file that refuses keeps its pages, and nothing is lost.
+            let _ = fallocate(file, flags, page * PAGE_SIZE as u64, count * PAGE_SIZE as u64);
+        }
     }
 }
 
@@ -312,6 +372,28 @@ mod tests {
         let mut set = DirtySet::new(memory.layout().pages());
         memory.populated(&mut set).unwrap();
         assert!(set.iter().eq(pages), "{:?}", set.iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn pages_given_back_are_zeros_unpopulated_and_told_once() {
+        let memory = Memory::new(layout(3200).unwrap(), false).unwrap();
+        for page in [10, 11, 12, HOLE_END / PAGE_SIZE as u64] {
+            memory.ram().write_obj(7_u8, GuestAddress(page * PAGE_SIZE as u64)).unwrap();
+        }
+        let mut returned = memory.returned().clone();
+        returned.discard(11 * PAGE_SIZE as u64, 2 * PAGE_SIZE as u64);
+        // Across the hole, and beyond the end: what is memory of it.
+        returned.discard(HOLE_END - PAGE_SIZE as u64, u64::MAX);
+        let mut told = DirtySet::new(memory.layout().pages());
+        memory.returned().take(&mut told);
+        let behind = HOLE_START / PAGE_SIZE as u64;
+        assert!(told.contains(11) && told.contains(12) && !told.contains(10) && told.contains(behind));
+        let mut set = DirtySet::new(memory.layout().pages());
+        memory.populated(&mut set).unwrap();
+        assert!(set.iter().eq([10]));
+        let again = &mut DirtySet::new(memory.layout().pages());
+        memory.returned().take(again);
+        assert!(again.is_empty());
     }
 
     #[test]

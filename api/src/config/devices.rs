@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use devices::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
+use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::{BlockConfig, CacheType, EngineKind, ImageFormat};
 use devices::virtio::net::{Mac, NetConfig};
 use devices::virtio::rng::RngConfig;
@@ -204,6 +205,34 @@ impl Entropy {
     /// The device that it asks for.
     pub fn device(&self) -> RngConfig {
         RngConfig { limits: self.rate_limiter.as_ref().map(RateLimiter::limits) }
+    }
+}
+
+/// A memory balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balloon {
+    /// MiB that the guest is asked to give back.
+    pub amount_mib: u32,
+    /// Whether the guest may take pages back before it runs out of memory.
+    pub deflate_on_oom: bool,
+    /// Seconds between two looks at the guest's statistics; 0: none.
+    #[serde(default)]
+    pub stats_polling_interval_s: u16,
+    /// Whether the guest tells of pages that it does not need.
+    #[serde(default)]
+    pub free_page_reporting: bool,
+}
+
+impl Balloon {
+    /// The device that it asks for.
+    pub fn device(&self) -> BalloonConfig {
+        BalloonConfig {
+            amount_mib: self.amount_mib,
+            deflate_on_oom: self.deflate_on_oom,
+            statistics_interval_s: self.stats_polling_interval_s,
+            free_page_reporting: self.free_page_reporting,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use mirror::link::Address;
 use mirror::primary::Settings;
 use serde::{Deserialize, Serialize};
 
-use super::devices::{Drive, Entropy, NetworkInterface, Vsock};
+use super::devices::{Balloon, Drive, Entropy, NetworkInterface, Vsock};
 use super::not_yet::WholeFile;
 
 /// A configuration file.
@@ -35,6 +35,9 @@ pub struct Config {
     /// A source of random numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<Entropy>,
+    /// A memory balloon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Balloon>,
 }
 
 impl Config {
@@ -48,6 +51,7 @@ impl Config {
             network_interfaces: Vec::new(),
             vsock: None,
             entropy: None,
+            balloon: None,
         }
     }
 }

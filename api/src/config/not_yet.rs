@@ -8,7 +8,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::devices::{Drive, Entropy, NetworkInterface, Vsock};
+use super::devices::{Balloon, Drive, Entropy, NetworkInterface, Vsock};
 use super::file::{BootSource, Config, MachineSection, MirrorSection};
 
 /// Accepts nothing but emptiness.
@@ -60,6 +60,8 @@ macro_rules! whole_file {
             vsock: Option<Vsock>,
             #[serde(default)]
             entropy: Option<Entropy>,
+            #[serde(default)]
+            balloon: Option<Balloon>,
             $(
                 #[serde(default, rename = $section, deserialize_with = $function)]
                 #[allow(dead_code, reason = "there to be refused")]
@@ -76,7 +78,6 @@ macro_rules! whole_file {
 }
 
 whole_file! {
-    balloon "balloon": "balloon",
     cpu_config "cpu_config": "cpu-config",
     logger "logger": "logger",
     memory_hotplug "memory_hotplug": "memory-hotplug",
@@ -96,6 +97,7 @@ impl From<WholeFile> for Config {
             network_interfaces: file.network_interfaces,
             vsock: file.vsock,
             entropy: file.entropy,
+            balloon: file.balloon,
         }
     }
 }

@@ -169,6 +169,11 @@ impl Driver {
         data
     }
 
+    /// Writes to the configuration space.
+    pub fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.mmio.write(u64::from(register::VIRTIO_MMIO_CONFIG) + offset, data);
+    }
+
     /// Room for `len` bytes in guest memory.
     pub fn allocate(&mut self, len: usize) -> u64 {
         let address = self.free;

@@ -4,6 +4,7 @@
 //! everything that the guest says of its memory, and [`held`] is the rule by which no effect is seen outside before the
 //! epoch that knows of it is committed. A device implements [`VirtioDevice`] and nothing else.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod device;

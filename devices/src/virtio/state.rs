@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::balloon::BalloonState;
 use super::block::BlockState;
 use super::net::NetState;
 use super::queue::RingState;
@@ -45,6 +46,8 @@ pub enum DeviceState {
     /// Nothing beyond registers and queues.
     #[default]
     None,
+    /// A memory balloon.
+    Balloon(BalloonState),
     /// A disk.
     Block(BlockState),
     /// A network card.

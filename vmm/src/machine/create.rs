@@ -129,7 +129,7 @@ impl Machine {
         create_interrupt_controllers(&vm)?;
         let tracker = request("KVM_ENABLE_CAP", dirty::tracker(host.tracker(), &vm, &slots))?;
         let (vcpus, kicks) = create_vcpus(host, &vm, config.vcpu_count)?;
-        let platform = Platform::new(&config.devices, &vm, memory.ram(), &console)?;
+        let platform = Platform::new(&config.devices, &vm, memory.ram(), &console, memory.returned())?;
         let shared = Arc::new(Shared {
             vcpus,
             crew: Crew::new(kicks),

@@ -3,6 +3,7 @@
 use std::io;
 
 use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockError};
 use devices::virtio::net::{Net, NetError};
 use devices::virtio::rng::Rng;
@@ -10,6 +11,7 @@ use devices::virtio::vsock::{Vsock, VsockError};
 use thiserror::Error;
 
 use crate::config::DevicesConfig;
+use crate::memory::Returned;
 
 /// A device that cannot be had on this host.
 #[derive(Debug, Error)]
@@ -23,6 +25,9 @@ pub enum DeviceCreateError {
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// The balloon.
+    #[error("cannot set up the balloon: {0}")]
+    Balloon(io::Error),
     /// Random numbers.
     #[error("cannot set up the source of random numbers: {0}")]
     Rng(io::Error),
@@ -30,7 +35,10 @@ pub enum DeviceCreateError {
 
 /// Builds the devices that `config` names, in the order in which the guest finds them: drives, network cards, sockets,
 /// random numbers, balloon, console.
-pub(super) fn devices(config: &DevicesConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceCreateError> {
+pub(super) fn devices(
+    config: &DevicesConfig,
+    returned: &Returned,
+) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceCreateError> {
     let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for drive in &config.drives {
         list.push(Box::new(Block::create(drive)?));
@@ -43,6 +51,10 @@ pub(super) fn devices(config: &DevicesConfig) -> Result<Vec<Box<dyn VirtioDevice
     }
     if let Some(entropy) = &config.entropy {
         list.push(Box::new(Rng::create(entropy).map_err(DeviceCreateError::Rng)?));
+    }
+    if let Some(balloon) = &config.balloon {
+        let balloon = Balloon::create(balloon, Box::new(returned.clone()));
+        list.push(Box::new(balloon.map_err(DeviceCreateError::Balloon)?));
     }
     Ok(list)
 }

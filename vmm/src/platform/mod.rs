@@ -21,6 +21,7 @@ use vm_superio::Trigger;
 
 use crate::config::DevicesConfig;
 use crate::exit::Exit;
+use crate::memory::Returned;
 
 pub use build::DeviceCreateError;
 use virtio::VirtioDevices;
@@ -99,6 +100,7 @@ impl Platform {
         vm: &Arc<VmFd>,
         ram: &Arc<GuestRam>,
         console: &Arc<Console>,
+        returned: &Returned,
     ) -> Result<Self, PlatformError> {
         let line = IrqLine { vm: Arc::clone(vm), irq: SERIAL_IRQ };
         let serial = Arc::new(Mutex::new(Serial::new(line, ConsoleSink(Arc::clone(console)))));
@@ -119,7 +121,7 @@ impl Platform {
         let power_switch = PowerSwitch::new(move || on_off(Exit::PowerOff));
         pio.insert(SLEEP_CONTROL_PORT, POWER_SWITCH_LEN, Arc::new(Mutex::new(power_switch)))?;
         let mut mmio = Bus::new();
-        let virtio = VirtioDevices::attach(build::devices(config)?, ram, vm, &mut mmio)?;
+        let virtio = VirtioDevices::attach(build::devices(config, returned)?, ram, vm, &mut mmio)?;
         Ok(Self { pio, mmio, serial, virtio, request })
     }
 
