@@ -117,7 +117,7 @@ pub struct Processor {
     pub vendor: [u8; 12],
     /// Bits of a guest physical address.
     pub address_bits: u8,
-    /// One word for each register in [`FEATURES`].
+    /// One word for each register that carries features a guest may count on.
     pub features: Vec<u32>,
     /// Model-specific registers that are part of its state.
     pub msrs: Vec<u32>,
