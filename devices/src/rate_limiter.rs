@@ -54,6 +54,11 @@ impl Bucket {
     }
 
     fn fill(&mut self, now: Instant) {
+        if self.tokens >= self.size {
+            // A full bucket does not save up time either.
+            self.filled = now;
+            return;
+        }
         let elapsed = now.saturating_duration_since(self.filled).as_nanos() as i128;
         let added = elapsed * self.size / self.refill.as_nanos() as i128;
         if added > 0 {
@@ -172,6 +177,16 @@ mod tests {
         assert_eq!(taken(&mut limiter, start + Duration::from_secs(1)), 10);
         assert_eq!(taken(&mut limiter, start + Duration::from_secs(60)), 10);
         assert_eq!(taken(&mut limiter, start + Duration::from_millis(60_100)), 1);
+    }
+
+    #[test]
+    fn full_bucket_saves_up_no_time() {
+        let start = Instant::now();
+        let mut limiter = limiter(None, Some(bucket(1, 0, 20)), start);
+        let first = start + Duration::from_millis(19);
+        assert!(take(&mut limiter, first, 1));
+        assert!(!take(&mut limiter, first + Duration::from_millis(19), 1));
+        assert!(take(&mut limiter, first + Duration::from_millis(20), 1));
     }
 
     #[test]
