@@ -329,6 +329,11 @@ impl Machine {
 
     // --- for snapshots
 
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     pub(crate) fn guest_ram(&self) -> &Arc<GuestRam> {
         self.memory.ram()
     }
@@ -353,7 +358,10 @@ impl Machine {
         Ok(self.slots.set_logging(&self.vm, logging)?)
     }
 
+    /// Moves to `into` the pages written since the last harvest, and those that the guest has given back: they are
+    /// zeros now.
     pub(crate) fn harvest_pages(&mut self, into: &mut DirtySet) -> Result<(), MachineError> {
+        self.memory.returned().take(into);
         self.move_dirty(into)
     }
 
@@ -367,12 +375,6 @@ impl Machine {
     /// A vCPU thread that is gone.
     pub fn stand_still(&mut self) -> Result<(), MachineError> {
         self.stop()
-    }
-
-    /// Captures the state of the machine, which stands still, and appends it to `out`.
-    pub(crate) fn capture_into(&mut self, out: &mut Vec<u8>) -> Result<(), MachineError> {
-        self.capture_state()?;
-        Ok(self.captured()?.encode(out)?)
     }
 
     pub(crate) fn description(&self) -> Vec<u8> {
@@ -455,6 +457,9 @@ impl Guest for Machine {
 
     fn freed(&mut self, into: &mut DirtySet) {
         self.memory.returned().take(into);
+        if let Some((_, dirty)) = &mut self.snapshots.since {
+            dirty.union(into);
+        }
     }
 
     fn hold_output(&mut self) {

@@ -100,6 +100,7 @@ fn restored_machine_goes_on_exactly_where_the_snapshot_was_taken() {
         machine.stand_still().unwrap();
         let report = take(&mut machine, Kind::Full, &files).unwrap();
         assert!(report.pages > 100 && report.rounds == 0, "{report:?}");
+        assert!(!machine.runs(), "a machine that stood still runs");
         drop(machine);
         watch.look();
         let before = fs::read(&files.memory).unwrap();
@@ -123,6 +124,8 @@ fn guest_runs_while_its_pages_are_written_and_the_snapshot_is_of_one_moment() {
     let report = take(&mut machine, Kind::Full, &files).unwrap();
     assert!(report.rounds > 0, "{report:?}");
     assert!(report.pause < report.took, "{report:?}");
+    let phases = report.stop + report.harvest + report.copy + report.capture;
+    assert!(phases <= report.pause && !report.stop.is_zero(), "{report:?}");
     let counts = watch.counts[0];
     watch.until(counts + 20, 2);
     files.open().unwrap().verify().unwrap();
@@ -281,6 +284,19 @@ fn folder_that_is_not_there_is_told_and_the_guest_runs_on() {
     let missing = Files::new(Path::new("/nowhere/at/all"), "diff");
     let error = assert_nothing_was_lost(|machine| take(machine, Kind::Diff, &missing).unwrap_err());
     assert!(error.to_string().contains("/nowhere/at/all/diff.memory"), "{error}");
+}
+
+#[test]
+fn one_file_for_state_and_memory_is_refused_by_whatever_names() {
+    let folder = TempDir::new().unwrap();
+    let (mut machine, _watch) = working();
+    let one = folder.path().join("one");
+    for memory in [one.clone(), folder.path().join(".").join("one")] {
+        let request = SnapshotRequest { kind: Kind::Full, state: one.clone(), memory };
+        let error = machine.snapshot(&request, &mut |_, _| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, SnapshotError::OneFile(_)), "{error}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mirror::dirty::DirtySet;
+use mirror::guest::{Guest, GuestError};
 use mirror::memory::{PAGE_SIZE, PageMemory};
 use mirror::primary::convergence::{Round, judge};
 use thiserror::Error;
@@ -55,6 +56,14 @@ pub struct SnapshotReport {
     pub staged: u64,
     /// How long the guest stood still.
     pub pause: Duration,
+    /// What of the pause it took to stop vCPUs and devices.
+    pub stop: Duration,
+    /// What of it went into the harvest of the dirty pages.
+    pub harvest: Duration,
+    /// What of it went into copying pages aside.
+    pub copy: Duration,
+    /// What of it went into capturing the state.
+    pub capture: Duration,
     /// How long all of it took.
     pub took: Duration,
 }
@@ -74,6 +83,9 @@ pub enum SnapshotError {
     /// Whoever watches has broken it off.
     #[error("the snapshot was broken off")]
     Cancelled,
+    /// Both files under one name.
+    #[error("the state and the memory of a snapshot are two files, and {0} is named for both: name two")]
+    OneFile(PathBuf),
     /// A file cannot be written.
     #[error("cannot write the snapshot to {path}: {cause}")]
     Write {
@@ -85,9 +97,12 @@ pub enum SnapshotError {
     /// The machine.
     #[error("the machine cannot be captured: {0}")]
     Machine(#[from] MachineError),
+    /// Its state.
+    #[error("the machine cannot be captured: {0}")]
+    Capture(GuestError),
 }
 
-/// How far a snapshot is: pages written and pages to write, in the current round.
+/// Told how far a snapshot is: pages written and pages to write, in the current round. Breaks it off by its answer.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
 /// What a machine knows of its snapshots.
@@ -110,6 +125,9 @@ impl Machine {
         if self.is_mirrored() {
             return Err(SnapshotError::Mirrored);
         }
+        if same_place(&request.state, &request.memory) {
+            return Err(SnapshotError::OneFile(request.state.clone()));
+        }
         let since = match (&self.snapshots.since, request.kind) {
             (None, Kind::Diff) => return Err(SnapshotError::NoBase),
             (since, _) => since.clone(),
@@ -118,6 +136,7 @@ impl Machine {
         let logged = self.logs();
         let mut attempt = Attempt {
             all: DirtySet::new(self.layout().pages()),
+            found: DirtySet::new(self.layout().pages()),
             report: SnapshotReport::default(),
             began: Instant::now(),
         };
@@ -159,6 +178,8 @@ impl Machine {
 struct Attempt {
     /// Every page that was harvested.
     all: DirtySet,
+    /// What the last harvest found.
+    found: DirtySet,
     report: SnapshotReport,
     began: Instant,
 }
@@ -219,9 +240,12 @@ impl Attempt {
         let room = (set.count() * 2 + 4096).min(STAGED_PAGES);
         let mut staging = mirror::staging::Staging::new(room as usize);
 
-        let pause = Instant::now();
+        let runs = machine.runs();
+        let mut clock = PauseClock::start();
         machine.stand_still()?;
+        self.report.stop = clock.lap();
         self.harvest(machine, &mut set)?;
+        self.report.harvest = clock.lap();
         let count = set.count();
         let mut left = set.iter();
         let mut staged = 0;
@@ -236,15 +260,21 @@ impl Attempt {
             }
             // More than fits is written while the guest stands still: a snapshot is of one moment.
             put(&mut pages, &staging).map_err(write(&request.memory))?;
+            if progress(staged, count).is_break() {
+                return Err(SnapshotError::Cancelled);
+            }
         }
-        let mut state = Vec::new();
-        machine.capture_into(&mut state)?;
-        if self.report.rounds > 0 {
+        self.report.copy = clock.lap();
+        Guest::capture(machine).map_err(SnapshotError::Capture)?;
+        self.report.capture = clock.lap();
+        if runs {
             machine.start();
+            self.report.pause = clock.total();
         }
-        self.report.pause = pause.elapsed();
         self.report.staged = staged;
 
+        let mut state = Vec::new();
+        Guest::encode_captured(machine, &mut state).map_err(SnapshotError::Capture)?;
         put(&mut pages, &staging).map_err(write(&request.memory))?;
         if progress(count, count).is_break() {
             return Err(SnapshotError::Cancelled);
@@ -279,12 +309,44 @@ impl Attempt {
     }
 
     fn harvest(&mut self, machine: &mut Machine, into: &mut DirtySet) -> Result<(), SnapshotError> {
-        let mut found = DirtySet::new(into.pages());
-        let outcome = machine.harvest_pages(&mut found);
-        self.all.union(&found);
-        into.union(&found);
+        self.found.clear();
+        let outcome = machine.harvest_pages(&mut self.found);
+        self.all.union(&self.found);
+        into.union(&self.found);
         Ok(outcome?)
     }
+}
+
+/// Measures the phases of the pause.
+struct PauseClock {
+    began: Instant,
+    lap: Instant,
+}
+
+impl PauseClock {
+    fn start() -> Self {
+        let began = Instant::now();
+        Self { began, lap: began }
+    }
+
+    /// Since the last lap.
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        now - std::mem::replace(&mut self.lap, now)
+    }
+
+    fn total(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
+/// Whether two names are of one file that is yet to be written.
+fn same_place(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        (folder.canonicalize().ok(), path.file_name().map(ToOwned::to_owned))
+    };
+    a == b || place(a) == place(b)
 }
 
 fn read(memory: &PageMemory, page: u64, body: &mut [u8]) {
@@ -304,4 +366,41 @@ fn put(pages: &mut PageWriter, staging: &mirror::staging::Staging) -> io::Result
 fn write_state(mut file: File, state: &StateFile) -> io::Result<()> {
     file.write_all(&state.encode()?)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    mod kvm {
+        use std::ops::ControlFlow;
+
+        use devices::virtio::balloon::Discard;
+        use mirror::console::Console;
+        use vm_memory::{Bytes, GuestAddress};
+
+        use super::super::*;
+        use crate::config::MachineConfig;
+        use crate::snapshot::pages::PageReader;
+
+        #[test]
+        fn page_that_the_guest_has_given_back_is_zeros_in_the_next_difference() {
+            let folder = tempfile::tempdir().unwrap();
+            let config = MachineConfig::new(1, 16).tracked();
+            let mut machine = Machine::create(&config, Console::new(std::io::sink()).unwrap()).unwrap();
+            machine.guest_ram().write_obj(7_u8, GuestAddress(5 * PAGE_SIZE as u64)).unwrap();
+            let mut take = |kind, name| {
+                let (state, memory) = (folder.path().join("state"), folder.path().join(name));
+                let request = SnapshotRequest { kind, state, memory: memory.clone() };
+                machine.snapshot(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+                machine.memory().returned().clone().discard(5 * PAGE_SIZE as u64, PAGE_SIZE as u64);
+                PageReader::open(&memory).unwrap()
+            };
+            let (base, diff) = (take(Kind::Full, "base"), take(Kind::Diff, "diff"));
+            let mut body = vec![0; PAGE_SIZE];
+            base.read(5, &mut body).unwrap();
+            assert_eq!(body[0], 7);
+            assert!(diff.present().iter().eq([5]));
+            diff.read(5, &mut body).unwrap();
+            assert_eq!(body[0], 0);
+        }
+    }
 }
