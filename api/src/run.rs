@@ -15,7 +15,7 @@ use mirror::witness::{FileWitness, Record, Witness};
 use thiserror::Error;
 use uuid::Uuid;
 use vmm::snapshot::RestoreError;
-use vmm::{CreateError, Exit, ExitHandle, Machine, MachineError};
+use vmm::{CreateError, DeviceLimits, Exit, ExitHandle, Machine, MachineError};
 
 use crate::cli::{InstanceOptions, RunOptions};
 use crate::config::{Config, ConfigError, MirrorSection};
@@ -23,7 +23,9 @@ use crate::events::{EventLog, EventsError};
 use crate::exit::ExitStatus;
 use crate::guest::{StartsMirrored, boot, exit_status, machine_config};
 use crate::process::{self, Keyboard};
-use crate::server::{Instance, InstanceInfo, InstanceState, MirrorStatus, Order, Server, ServerError};
+use crate::server::{
+    DriveChange, Instance, InstanceInfo, InstanceState, MirrorStatus, Order, Server, ServerError,
+};
 
 /// Why a guest is not run.
 #[derive(Debug, Error)]
@@ -185,8 +187,18 @@ pub fn run_machine(
     let server =
         options.api_sock.as_deref().map(|path| Server::start(path, Arc::new(instance))).transpose()?;
 
-    let mut run =
-        Run { console, events, happen, mirror, paused, ending, running: None, notifier: None, ended: None };
+    let mut run = Run {
+        console,
+        events,
+        happen,
+        limits: machine.device_limits(),
+        mirror,
+        paused,
+        ending,
+        running: None,
+        notifier: None,
+        ended: None,
+    };
     let status = run.carry_out(machine, beginning, &options.id, &happenings)?;
     run.events.close();
     drop((server, keyboard));
@@ -210,6 +222,8 @@ struct Run {
     console: Arc<Console>,
     events: Arc<EventLog>,
     happen: Sender<Happening>,
+    /// Of the guest's devices, whoever has it.
+    limits: DeviceLimits,
     /// For the API.
     mirror: Arc<OnceLock<(StatusHandle, Notifier)>>,
     /// The guest was told to stand still.
@@ -326,21 +340,21 @@ impl Run {
     }
 
     fn obey(&mut self, order: &Order) -> Result<(), String> {
-        let mirrored = "the guest is mirrored, and the mirror has its pages; that is not possible yet";
-        let machine = self.running.as_mut().ok_or(mirrored)?;
         match order {
             Order::Pause => {
-                machine.stand_still().map_err(|error| error.to_string())?;
+                self.own_machine()?.stand_still().map_err(|error| error.to_string())?;
                 // What it has printed is out before anybody counts on its standing still.
                 self.console.flush_within(CONSOLE_PATIENCE);
                 self.paused.store(true, Ordering::Release);
+                Ok(())
             }
             Order::Resume => {
-                machine.start();
+                self.own_machine()?.start();
                 self.paused.store(false, Ordering::Release);
+                Ok(())
             }
             Order::Snapshot(request) => {
-                let ending = &self.ending;
+                let ending = Arc::clone(&self.ending);
                 let mut progress = |_, _| {
                     if ending.load(Ordering::Acquire) {
                         ControlFlow::Break(())
@@ -348,10 +362,31 @@ impl Run {
                         ControlFlow::Continue(())
                     }
                 };
-                machine.snapshot(request, &mut progress).map_err(|error| error.to_string())?;
+                let taken = self.own_machine()?.snapshot(request, &mut progress);
+                taken.map(drop).map_err(|error| error.to_string())
+            }
+            Order::Drive(change) => self.change_drive(change).map_err(|reason| {
+                format!("Unable to patch the block device: {reason}. Please verify the request arguments")
+            }),
+            Order::Net { id, receive, send } => {
+                self.limits.update_net(id, receive, send).map_err(|error| error.to_string())
             }
         }
-        Ok(())
+    }
+
+    fn change_drive(&mut self, DriveChange { id, image, limits }: &DriveChange) -> Result<(), String> {
+        if let Some(image) = image {
+            let mirrored = "the guest is mirrored, and its standby would go on with the old image; leave path_on_host out";
+            let machine = self.running.as_mut().ok_or(mirrored)?;
+            machine.change_image(id, image).map_err(|error| error.to_string())?;
+        }
+        self.limits.update_drive(id, limits).map_err(|error| error.to_string())
+    }
+
+    /// The machine, unless the mirror has it.
+    fn own_machine(&mut self) -> Result<&mut Machine, String> {
+        let mirrored = "the guest is mirrored, and the mirror has its pages; that is not possible yet";
+        self.running.as_mut().ok_or_else(|| mirrored.into())
     }
 
     /// Takes notice of what happened; says how the process ends, if it does.

@@ -2,7 +2,8 @@
 //!
 //! A bucket fills evenly up to its size. A request is let through as long as the bucket is not in debt, however large it
 //! is, and what it took is paid back before the next: so no request is too large for a bucket, and the rate is kept on
-//! average. The buckets are not part of a device's saved state: after a failover they begin full.
+//! average. The limits in force are part of a device's saved state, what the buckets hold is not: after a failover they
+//! begin full.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -74,7 +75,7 @@ impl Bucket {
         self.fill(now);
         (self.burst <= 0 && self.tokens <= 0).then(|| {
             let missing = 1 - self.tokens;
-            let nanos = (missing * self.refill.as_nanos() as i128 + self.size - 1) / self.size;
+            let nanos = (missing.saturating_mul(self.refill.as_nanos() as i128) - 1) / self.size + 1;
             self.filled + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
         })
     }
@@ -88,6 +89,7 @@ impl Bucket {
 
 /// The limits of a device at work, with the timer that wakes it when it may go on.
 pub struct RateLimiter {
+    limits: RateLimiterConfig,
     bandwidth: Option<Bucket>,
     ops: Option<Bucket>,
     timer: Timer,
@@ -100,15 +102,38 @@ impl RateLimiter {
     /// The process has no descriptor left.
     pub fn new(config: &RateLimiterConfig, now: Instant) -> io::Result<Self> {
         let timer = Timer::new()?;
-        let mut this = Self { bandwidth: None, ops: None, timer };
-        this.update(config, now);
+        let mut this = Self { limits: RateLimiterConfig::default(), bandwidth: None, ops: None, timer };
+        this.set(config, now);
         Ok(this)
     }
 
-    /// Other limits from now on.
-    pub fn update(&mut self, config: &RateLimiterConfig, now: Instant) {
-        self.bandwidth = config.bandwidth.as_ref().and_then(|config| Bucket::new(config, now));
-        self.ops = config.ops.as_ref().and_then(|config| Bucket::new(config, now));
+    /// These limits, in full buckets, from now on.
+    pub fn set(&mut self, limits: &RateLimiterConfig, now: Instant) {
+        self.limits = *limits;
+        self.bandwidth = limits.bandwidth.as_ref().and_then(|config| Bucket::new(config, now));
+        self.ops = limits.ops.as_ref().and_then(|config| Bucket::new(config, now));
+    }
+
+    /// Other limits from now on. What `change` does not name stays as it is.
+    pub fn update(&mut self, change: &RateLimiterConfig, now: Instant) {
+        if let Some(config) = &change.bandwidth {
+            self.limits.bandwidth = Some(*config);
+            self.bandwidth = Bucket::new(config, now);
+        }
+        if let Some(config) = &change.ops {
+            self.limits.ops = Some(*config);
+            self.ops = Bucket::new(config, now);
+        }
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> RateLimiterConfig {
+        self.limits
+    }
+
+    /// As [`Self::may_take`], at this moment. Without limits nobody looks at the clock.
+    pub fn may_take_now(&mut self) -> bool {
+        (self.bandwidth.is_none() && self.ops.is_none()) || self.may_take(Instant::now())
     }
 
     /// Whether an operation may begin now. If not, [`fd`](Self::fd) becomes readable when it may.
@@ -216,6 +241,30 @@ mod tests {
         let now = Instant::now();
         let mut limiter = limiter(Some(bucket(0, 0, 5)), Some(bucket(5, 0, 0)), now);
         assert!((0..1000).all(|_| take(&mut limiter, now, u64::MAX)));
+    }
+
+    #[test]
+    fn update_changes_what_it_names_and_nothing_else() {
+        let now = Instant::now();
+        let mut limiter = limiter(None, Some(bucket(1, 0, 1000)), now);
+        assert!(take(&mut limiter, now, 1));
+        assert!(!take(&mut limiter, now, 1));
+        limiter.update(&RateLimiterConfig { bandwidth: Some(bucket(10, 0, 1000)), ops: None }, now);
+        assert!(!take(&mut limiter, now, 1), "the limit on operations is as it was, and its bucket empty");
+        limiter.update(&RateLimiterConfig { bandwidth: None, ops: Some(bucket(0, 0, 0)) }, now);
+        assert!(take(&mut limiter, now, 10));
+        assert!(!take(&mut limiter, now, 1), "the limit on bytes that was set last holds");
+        let limits = limiter.limits();
+        assert_eq!(limits.bandwidth, Some(bucket(10, 0, 1000)));
+        assert_eq!(limits.ops, Some(bucket(0, 0, 0)));
+    }
+
+    #[test]
+    fn largest_debt_and_slowest_bucket_are_only_a_long_wait() {
+        let now = Instant::now();
+        let mut limiter = limiter(Some(bucket(1, 0, u64::MAX)), None, now);
+        (0..3).for_each(|_| limiter.charge(u64::MAX));
+        assert!(!take(&mut limiter, now + Duration::from_secs(1), 1));
     }
 
     proptest! {

@@ -1,4 +1,5 @@
 //! What whole-system tests, drills and benchmarks share.
 
+pub mod http;
 pub mod pair;
 pub mod process;

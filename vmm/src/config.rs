@@ -110,12 +110,17 @@ fn check_names<'a>(
     mut names: impl Iterator<Item = &'a str>,
     known: &[&str],
 ) -> Result<(), UnknownDevice> {
-    match names.find(|name| !known.contains(name)) {
-        None => Ok(()),
-        Some(name) => {
+    names.try_for_each(|name| UnknownDevice::find(kind, name, known).map(drop))
+}
+
+impl UnknownDevice {
+    /// The place of the device `name` among those that are `known`.
+    pub(crate) fn find<T: AsRef<str>>(kind: &'static str, name: &str, known: &[T]) -> Result<usize, Self> {
+        known.iter().position(|other| other.as_ref() == name).ok_or_else(|| {
+            let known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-            Err(UnknownDevice { kind, name: name.into(), known })
-        }
+            Self { kind, name: name.into(), known }
+        })
     }
 }
 

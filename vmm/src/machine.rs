@@ -15,16 +15,17 @@ use mirror::memory::{GuestRam, Layout};
 use thiserror::Error;
 
 use crate::boot::{self, Boot, BootError};
-use crate::config::MachineConfig;
+use crate::config::{DevicesConfig, MachineConfig};
 use crate::crew::{CrewError, Order};
 use crate::dirty::{self, DirtyError, Tracker};
 use crate::exit::{Exit, ExitHandle};
 use crate::memory::{Memory, MemoryError, Slots};
 use crate::msrs::{self, MsrError};
-use crate::platform::{DevicesCapture, MmioWindow};
+use crate::platform::{DevicesCapture, MmioWindow, VirtioDevices};
 use crate::processor::Processor;
 use crate::snapshot::take::SnapshotTracking;
 use crate::state::{self, MachineState, StateError};
+use crate::update::DeviceLimits;
 use crate::vcpu::{Shared, lock};
 use crate::vcpu_state::VcpuStateError;
 use crate::vm_state::{self, VmCapture, VmStateError};
@@ -194,6 +195,15 @@ impl Machine {
     /// The guest's serial input, for a thread of its own.
     pub fn serial(&self) -> SerialInput {
         SerialInput(Arc::clone(&self.shared))
+    }
+
+    /// The limits on its devices, for whoever may change them.
+    pub fn device_limits(&self) -> DeviceLimits {
+        DeviceLimits::new(&self.shared, &self.config.devices)
+    }
+
+    pub(crate) fn devices_to_change(&mut self) -> (&mut DevicesConfig, &VirtioDevices) {
+        (&mut self.config.devices, &self.shared.platform.virtio)
     }
 
     /// Tells when and how the guest's run ends, also while the machine belongs to somebody else.

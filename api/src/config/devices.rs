@@ -154,7 +154,8 @@ pub struct TokenBucket {
 }
 
 impl RateLimiter {
-    fn limits(&self) -> RateLimiterConfig {
+    /// The limits that it asks for.
+    pub fn limits(&self) -> RateLimiterConfig {
         let bucket = |bucket: TokenBucket| TokenBucketConfig {
             size: bucket.size,
             one_time_burst: bucket.one_time_burst.unwrap_or(0),

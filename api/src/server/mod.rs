@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use devices::rate_limiter::RateLimiterConfig;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use thiserror::Error;
@@ -26,6 +27,28 @@ pub enum Order {
     Resume,
     /// Take a snapshot.
     Snapshot(SnapshotRequest),
+    /// Change a disk.
+    Drive(DriveChange),
+    /// Change the limits on a network card; what is not named stays as it is.
+    Net {
+        /// Its name.
+        id: String,
+        /// On what the guest receives.
+        receive: RateLimiterConfig,
+        /// On what it sends.
+        send: RateLimiterConfig,
+    },
+}
+
+/// What is to become of a disk.
+#[derive(Clone, Debug)]
+pub struct DriveChange {
+    /// Its name.
+    pub id: String,
+    /// Another image.
+    pub image: Option<PathBuf>,
+    /// Other limits; what is not named stays as it is.
+    pub limits: RateLimiterConfig,
 }
 
 /// What the API tells about.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, put};
@@ -11,8 +11,12 @@ use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use vmm::snapshot::{Kind, SnapshotRequest};
 
-use super::types::{Fault, SnapshotCreate, SnapshotType, Switchover, Version, Vm, VmState};
-use super::{Instance, Order};
+use super::types::{
+    Fault, PartialDrive, PartialNetworkInterface, SnapshotCreate, SnapshotType, Switchover, Version, Vm,
+    VmState,
+};
+use super::{DriveChange, Instance, Order};
+use crate::config::devices::RateLimiter;
 
 type Shared = State<Arc<dyn Instance>>;
 
@@ -24,6 +28,8 @@ pub(super) fn router(instance: Arc<dyn Instance>) -> Router {
         .route("/mirror", get(mirror))
         .route("/mirror/switchover", put(switchover))
         .route("/snapshot/create", put(create_snapshot))
+        .route("/drives/{id}", patch(change_drive))
+        .route("/network-interfaces/{id}", patch(change_net))
         .route("/vm", patch(set_state))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
@@ -76,6 +82,34 @@ async fn set_state(State(instance): Shared, body: Bytes) -> Response {
         Ok(Vm { state: VmState::Resumed }) => order(instance, Order::Resume).await,
         Err(response) => *response,
     }
+}
+
+async fn change_drive(State(instance): Shared, Path(id): Path<String>, body: Bytes) -> Response {
+    match parse::<PartialDrive>(&body) {
+        Ok(PartialDrive { drive_id, .. }) if drive_id != id => other_id(),
+        Ok(PartialDrive { path_on_host, rate_limiter, .. }) => {
+            let limits = rate_limiter.map(|limiter| limiter.limits()).unwrap_or_default();
+            order(instance, Order::Drive(DriveChange { id, image: path_on_host, limits })).await
+        }
+        Err(response) => *response,
+    }
+}
+
+async fn change_net(State(instance): Shared, Path(id): Path<String>, body: Bytes) -> Response {
+    match parse::<PartialNetworkInterface>(&body) {
+        Ok(PartialNetworkInterface { iface_id, .. }) if iface_id != id => other_id(),
+        Ok(PartialNetworkInterface { rx_rate_limiter, tx_rate_limiter, .. }) => {
+            let limits = |limiter: Option<RateLimiter>| limiter.map(|it| it.limits()).unwrap_or_default();
+            let (receive, send) = (limits(rx_rate_limiter), limits(tx_rate_limiter));
+            order(instance, Order::Net { id, receive, send }).await
+        }
+        Err(response) => *response,
+    }
+}
+
+fn other_id() -> Response {
+    let message = "The id from the path does not match the id from the body!";
+    fault(StatusCode::BAD_REQUEST, message.into())
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response>> {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use mirror::shell::{primary, standby};
 use serde::{Deserialize, Serialize};
 
+use crate::config::devices::RateLimiter;
+
 /// Firecracker's InstanceInfo.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceInfo {
@@ -104,6 +106,34 @@ pub enum VmState {
     Paused,
     /// Go on.
     Resumed,
+}
+
+/// Firecracker's PartialDrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartialDrive {
+    /// The disk's name.
+    pub drive_id: String,
+    /// Another image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<PathBuf>,
+    /// Other limits; a bucket that is not given stays as it is, one of size or time 0 is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+/// Firecracker's PartialNetworkInterface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartialNetworkInterface {
+    /// The card's name.
+    pub iface_id: String,
+    /// Other limits on what the guest receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Other limits on what it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
 }
 
 /// Firecracker's Error.

@@ -1,5 +1,6 @@
 //! What a virtio device is to its transport, to the event loop and to the mirror.
 
+use std::any::Any;
 use std::os::fd::RawFd;
 
 use thiserror::Error;
@@ -57,7 +58,7 @@ pub struct Source {
 /// All calls come one at a time: from the event loop, from a vCPU that accesses registers, from the mirror. None of them
 /// may block for long. Until [`activate`](Self::activate), and after [`reset`](Self::reset), the queues are empty. An
 /// error of [`DeviceError`] makes the device one that needs a reset; it is not called again before.
-pub trait VirtioDevice: Send {
+pub trait VirtioDevice: Any + Send {
     /// What it is.
     fn device_type(&self) -> DeviceType;
 

@@ -1,5 +1,6 @@
 //! A device with its queues: what the event loop and the mirror work with.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +9,7 @@ use thiserror::Error;
 use virtio_bindings::{virtio_config, virtio_ring};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::block::BlockError;
 use super::device::{DeviceError, DeviceType, Source, VERSION_1, VirtioDevice};
 use super::held::OutputPolicy;
 use super::queue::{QueueError, RingState, VirtQueue};
@@ -40,6 +42,9 @@ pub enum RestoreError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A disk's image, which the guest has written to elsewhere, cannot be opened again.
+    #[error(transparent)]
+    Image(Box<BlockError>),
 }
 
 /// The device, and its queues while it is active.
@@ -152,9 +157,11 @@ impl VirtioSlot {
         self.lock().device.moved();
     }
 
-    /// Calls `with` with the device, for what only its kind can do.
-    pub fn with_device<T>(&self, with: impl FnOnce(&mut dyn VirtioDevice) -> T) -> T {
-        with(&mut *self.lock().device)
+    /// Calls `with` with the device, for what only its kind can do; `None` if it is of another.
+    pub fn with_device<D: VirtioDevice, T>(&self, with: impl FnOnce(&mut D) -> T) -> Option<T> {
+        let mut core = self.lock();
+        let device: &mut dyn Any = &mut *core.device;
+        device.downcast_mut().map(with)
     }
 
     /// Why the device needed its last reset, if it did.

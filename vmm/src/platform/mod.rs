@@ -24,7 +24,7 @@ use crate::exit::Exit;
 use crate::memory::Returned;
 
 pub use build::DeviceCreateError;
-use virtio::VirtioDevices;
+pub(crate) use virtio::VirtioDevices;
 #[cfg(test)]
 pub(crate) use virtio::window;
 pub use virtio::{AttachError, MAX_VIRTIO_DEVICES, MmioWindow};

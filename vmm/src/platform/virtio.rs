@@ -168,6 +168,24 @@ impl VirtioDevices {
         self.slots.iter().any(VirtioSlot::output_waits)
     }
 
+    /// Changes the device at `index`, which is a `D`, and lets it go on; `None` if there is no such device.
+    pub(crate) fn change<D: VirtioDevice, T>(
+        &self,
+        index: usize,
+        change: impl FnOnce(&mut D) -> T,
+    ) -> Option<T> {
+        let outcome = self.slots.get(index)?.with_device(change);
+        self.attend();
+        outcome
+    }
+
+    /// Tells the guest that the configuration of the device at `index` is another.
+    pub(crate) fn tell_of_change(&self, index: usize) {
+        if let Some(slot) = self.slots.get(index) {
+            slot.interrupt().config_changed();
+        }
+    }
+
     /// Waits until the host carries out nothing for any device.
     pub(crate) fn drain(&self) {
         self.slots.iter().for_each(VirtioSlot::drain);

@@ -39,13 +39,6 @@ pub(super) trait Engine: Send {
 
     /// Waits until nothing is under way. What is done is collected later.
     fn wait(&mut self);
-
-    /// Readable when something is done.
-    fn fd(&self) -> RawFd;
-}
-
-fn event() -> io::Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
 }
 
 /// io_uring on a raw image.
@@ -61,11 +54,11 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// For up to `depth` requests at once; `None` if the image is not raw.
+    /// For up to `depth` requests at once, each of which is counted by `finished`; `None` if the image is not raw.
     ///
     /// # Errors
     /// The kernel has no io_uring for this process.
-    pub(super) fn new(image: &Arc<Image>, depth: u16) -> io::Result<Option<Self>> {
+    pub(super) fn new(image: &Arc<Image>, depth: u16, finished: &EventFd) -> io::Result<Option<Self>> {
         let Image::Raw(file) = &**image else { return Ok(None) };
         let ring = IoUring::new(u32::from(depth))?;
         let mut probe = io_uring::Probe::new();
@@ -75,7 +68,7 @@ impl Ring {
         if !wanted.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let finished = event()?;
+        let finished = finished.try_clone()?;
         ring.submitter().register_eventfd(finished.as_raw_fd())?;
         Ok(Some(Self {
             uring: ring,
@@ -167,10 +160,6 @@ impl Engine for Ring {
             let _ = self.finished.write(1);
         }
     }
-
-    fn fd(&self) -> RawFd {
-        self.finished.as_raw_fd()
-    }
 }
 
 impl Drop for Ring {
@@ -207,16 +196,16 @@ struct Work {
 }
 
 impl Pool {
-    /// As many threads as the image has use for.
+    /// As many threads as the image has use for; each request that they have carried out is counted by `finished`.
     ///
     /// # Errors
     /// They cannot be started.
-    pub(super) fn new(image: &Arc<Image>) -> io::Result<Self> {
+    pub(super) fn new(image: &Arc<Image>, finished: &EventFd) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             image: Arc::clone(image),
             work: Mutex::default(),
             changed: Condvar::new(),
-            finished: event()?,
+            finished: finished.try_clone()?,
         });
         let mut this = Self { shared, threads: Vec::new() };
         for _ in 0..image.parallelism() {
@@ -273,10 +262,6 @@ impl Engine for Pool {
         while work.busy > 0 || !work.waiting.is_empty() {
             work = self.shared.changed.wait(work).unwrap_or_else(PoisonError::into_inner);
         }
-    }
-
-    fn fd(&self) -> RawFd {
-        self.shared.finished.as_raw_fd()
     }
 }
 

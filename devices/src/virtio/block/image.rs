@@ -99,6 +99,11 @@ impl Image {
         }
     }
 
+    /// Whether what was read of the image when it was opened becomes wrong when somebody else writes to it.
+    pub(super) fn remembers(&self) -> bool {
+        matches!(self, Self::Qcow2(_))
+    }
+
     /// How many requests can be carried out at once with use.
     pub(super) fn parallelism(&self) -> usize {
         match self {
@@ -174,6 +179,8 @@ pub(super) fn whole(count: usize, len: u32) -> io::Result<()> {
     if count == len as usize { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
+/// What changes the image is in its file before it counts as done, with the tables that lead to it: whoever goes on with the
+/// guest when this process is gone opens that file.
 fn qcow2(image: &mut FormatAccess<imago::file::File>, operation: Operation, chain: &Chain) -> io::Result<()> {
     match operation {
         Operation::Read { at, len } => {
@@ -185,14 +192,24 @@ fn qcow2(image: &mut FormatAccess<imago::file::File>, operation: Operation, chai
         Operation::Write { at, len } => {
             let mut bytes = vec![0; len as usize];
             chain.read(16, &mut bytes);
-            image.write(&bytes[..], at)
+            image.write(&bytes[..], at)?;
+            image.flush()
         }
         Operation::Flush => {
             image.flush()?;
             image.sync()
         }
-        Operation::Discard { at, len } => image.discard_to_any(at, len),
-        Operation::Zero { at, len, unmap: true } => image.discard_to_zero(at, len),
-        Operation::Zero { at, len, unmap: false } => image.write_zeroes(at, len),
+        Operation::Discard { at, len } => {
+            image.discard_to_any(at, len)?;
+            image.flush()
+        }
+        Operation::Zero { at, len, unmap: true } => {
+            image.discard_to_zero(at, len)?;
+            image.flush()
+        }
+        Operation::Zero { at, len, unmap: false } => {
+            image.write_zeroes(at, len)?;
+            image.flush()
+        }
     }
 }

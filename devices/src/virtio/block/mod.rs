@@ -15,9 +15,11 @@ mod request;
 mod tests;
 
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{io, iter};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -26,6 +28,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use config::{BlockConfig, CacheType, EngineKind, ImageFormat};
 pub use image::ImageError;
@@ -39,7 +42,7 @@ use super::held::{Held, OutputPolicy};
 use super::queue::VirtQueue;
 use super::slot::RestoreError;
 use super::state::DeviceState;
-use crate::rate_limiter::RateLimiter;
+use crate::rate_limiter::{RateLimiter, RateLimiterConfig};
 
 /// Descriptors of the one queue, and so the most requests in flight.
 pub const QUEUE_SIZE: u16 = 256;
@@ -53,6 +56,8 @@ const CONFIG_LEN: usize = 60;
 pub struct BlockState {
     /// Heads of the requests in flight, in the order in which they came.
     pub in_flight: Vec<u16>,
+    /// The limits in force.
+    pub limits: RateLimiterConfig,
 }
 
 /// Why a disk cannot be had.
@@ -86,11 +91,16 @@ pub enum BlockError {
 
 /// A virtio disk.
 pub struct Block {
+    made_from: BlockConfig,
     id: [u8; ID_LEN],
     limits: Limits,
     features: u64,
     config: [u8; CONFIG_LEN],
     engine: Box<dyn Engine>,
+    /// Whether the image has to be opened again when somebody else has written to it.
+    remembers: bool,
+    /// Counts what the engine has carried out.
+    finished: EventFd,
     /// Requests that change the image and wait for their epoch.
     held: Held<u16>,
     /// In flight when the device was saved: to be carried out again.
@@ -98,7 +108,7 @@ pub struct Block {
     /// Under way in the engine, in the order in which they came.
     under_way: Vec<u16>,
     done: VecDeque<Done>,
-    limiter: Option<RateLimiter>,
+    limiter: RateLimiter,
 }
 
 impl Block {
@@ -107,21 +117,56 @@ impl Block {
     /// # Errors
     /// [`BlockError`]
     pub fn create(config: &BlockConfig) -> Result<Self, BlockError> {
+        let failed = |what| move |cause| BlockError::Engine { id: config.id.clone(), what, cause };
+        let finished = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed("its eventfd"))?;
+        let limits = config.limits.unwrap_or_default();
+        let limiter = RateLimiter::new(&limits, Instant::now()).map_err(failed("its rate limiter"))?;
         let (image, sectors) = open(config)?;
         let mut this = Self {
+            made_from: config.clone(),
             id: name(&config.id),
             limits: Limits { sectors, read_only: config.read_only },
             features: features(config),
             config: [0; CONFIG_LEN],
-            engine: engine(config, &image)?,
+            engine: engine(config, &image, &finished)?,
+            remembers: image.remembers(),
+            finished,
             held: Held::with_capacity(QUEUE_SIZE.into()),
             again: VecDeque::new(),
             under_way: Vec::with_capacity(QUEUE_SIZE.into()),
             done: VecDeque::new(),
-            limiter: limiter(config)?,
+            limiter,
         };
         this.write_config_space();
         Ok(this)
+    }
+
+    /// The image at `path` from now on: what the guest has asked for and has not begun goes there. The driver is to be told
+    /// of it ([`Interrupt::config_changed`](super::Interrupt::config_changed)), and
+    /// [`attend`](VirtioDevice::attend) must follow.
+    ///
+    /// # Errors
+    /// [`BlockError`]; the device then keeps the image that it has.
+    pub fn change_image(&mut self, path: &Path) -> Result<(), BlockError> {
+        self.use_image(BlockConfig { path: path.into(), ..self.made_from.clone() })
+    }
+
+    fn use_image(&mut self, config: BlockConfig) -> Result<(), BlockError> {
+        let (image, sectors) = open(&config)?;
+        let engine = engine(&config, &image, &self.finished)?;
+        self.engine.wait();
+        self.engine.collect(&mut self.done);
+        self.engine = engine;
+        self.remembers = image.remembers();
+        self.limits.sectors = sectors;
+        self.made_from = config;
+        self.write_config_space();
+        Ok(())
+    }
+
+    /// Other limits from now on; what `change` does not name stays as it is. [`attend`](VirtioDevice::attend) must follow.
+    pub fn update_limits(&mut self, change: &RateLimiterConfig) {
+        self.limiter.update(change, Instant::now());
     }
 
     fn write_config_space(&mut self) {
@@ -139,10 +184,6 @@ impl Block {
         put(56, &[1]);
     }
 
-    fn may_begin(&mut self) -> bool {
-        self.limiter.as_mut().is_none_or(|limiter| limiter.may_take(Instant::now()))
-    }
-
     fn in_flight(&self) -> usize {
         self.held.len() + self.under_way.len() + self.again.len()
     }
@@ -151,18 +192,16 @@ impl Block {
     fn take(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
         loop {
             queue.silence()?;
-            while self.may_begin()
+            while self.limiter.may_take_now()
                 && let Some(chain) = queue.pop()?
             {
                 if self.in_flight() >= usize::from(queue.size()) {
                     return Err(DeviceError::Request("more disk requests in flight than the queue is long"));
                 }
-                if let Some(limiter) = &mut self.limiter {
-                    limiter.charge(u64::from(chain.readable_len()) + u64::from(chain.writable_len()));
-                }
+                self.limiter.charge(u64::from(chain.readable_len()) + u64::from(chain.writable_len()));
                 self.begin(chain, queue, true)?;
             }
-            if !queue.listen()? || !self.may_begin() {
+            if !queue.listen()? || !self.limiter.may_take_now() {
                 return Ok(());
             }
         }
@@ -247,10 +286,14 @@ fn open(config: &BlockConfig) -> Result<(Arc<Image>, u64), BlockError> {
     Ok((Arc::new(image), len / SECTOR))
 }
 
-fn engine(config: &BlockConfig, image: &Arc<Image>) -> Result<Box<dyn Engine>, BlockError> {
+fn engine(
+    config: &BlockConfig,
+    image: &Arc<Image>,
+    finished: &EventFd,
+) -> Result<Box<dyn Engine>, BlockError> {
     let failed = |what| move |cause| BlockError::Engine { id: config.id.clone(), what, cause };
     if config.engine != EngineKind::Threads {
-        match Ring::new(image, QUEUE_SIZE) {
+        match Ring::new(image, QUEUE_SIZE, finished) {
             Ok(Some(ring)) => return Ok(Box::new(ring)),
             Ok(None) if config.engine == EngineKind::IoUring => {
                 return Err(BlockError::NotRaw { id: config.id.clone() });
@@ -260,12 +303,7 @@ fn engine(config: &BlockConfig, image: &Arc<Image>) -> Result<Box<dyn Engine>, B
             _ => {}
         }
     }
-    Ok(Box::new(Pool::new(image).map_err(failed("its threads"))?))
-}
-
-fn limiter(config: &BlockConfig) -> Result<Option<RateLimiter>, BlockError> {
-    let limiter = config.limits.as_ref().map(|limits| RateLimiter::new(limits, Instant::now())).transpose();
-    limiter.map_err(|cause| BlockError::Engine { id: config.id.clone(), what: "its rate limiter", cause })
+    Ok(Box::new(Pool::new(image, finished).map_err(failed("its threads"))?))
 }
 
 fn features(config: &BlockConfig) -> u64 {
@@ -323,13 +361,11 @@ impl VirtioDevice for Block {
 
     fn sources(&self) -> Vec<Source> {
         let source = |fd| Source { fd, events: EventSet::IN };
-        iter::once(self.engine.fd()).chain(self.limiter.as_ref().map(RateLimiter::fd)).map(source).collect()
+        [self.finished.as_raw_fd(), self.limiter.fd()].map(source).into()
     }
 
     fn ready(&mut self, _index: usize, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {
-        if let Some(limiter) = &mut self.limiter {
-            limiter.clear_timer();
-        }
+        self.limiter.clear_timer();
         self.attend(queues)
     }
 
@@ -362,11 +398,12 @@ impl VirtioDevice for Block {
     fn save(&mut self, state: &mut DeviceState) {
         if !matches!(state, DeviceState::Block(_)) {
             let in_flight = Vec::with_capacity(QUEUE_SIZE.into());
-            *state = DeviceState::Block(BlockState { in_flight });
+            *state = DeviceState::Block(BlockState { in_flight, limits: RateLimiterConfig::default() });
         }
         if let DeviceState::Block(state) = state {
             state.in_flight.clear();
             state.in_flight.extend(self.under_way.iter().chain(&self.again).chain(self.held.iter()));
+            state.limits = self.limiter.limits();
         }
         self.held.mark();
     }
@@ -379,6 +416,12 @@ impl VirtioDevice for Block {
             return Err(RestoreError::Field { device: DeviceType::Block, reason });
         }
         self.again.extend(&state.in_flight);
+        self.limiter.set(&state.limits, Instant::now());
+        if self.remembers {
+            // The guest has written to it elsewhere since it was opened here.
+            let again = self.use_image(self.made_from.clone());
+            again.map_err(|cause| RestoreError::Image(Box::new(cause)))?;
+        }
         Ok(())
     }
 }

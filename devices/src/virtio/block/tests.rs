@@ -1,13 +1,17 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::NamedTempFile;
 
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG_GENERATION;
+
 use super::*;
+use crate::rate_limiter::TokenBucketConfig;
 use crate::virtio::driver::Driver;
+use crate::virtio::interrupt::CONFIG_CHANGE;
 
 const READ: u32 = 0;
 const WRITE: u32 = 1;
@@ -214,6 +218,68 @@ fn successor_carries_out_what_was_in_flight_and_completes_it_once() {
     }
 }
 
+fn with_block<T>(driver: &Driver, with: impl FnOnce(&mut Block) -> T) -> T {
+    driver.mmio.slot().with_device(with).unwrap()
+}
+
+#[test]
+fn disk_that_is_changed_has_another_size_and_loses_no_request() {
+    for engine in ENGINES {
+        let (first, mut second) = (image(), NamedTempFile::new().unwrap());
+        second.write_all(&vec![0xdd; 4 << 20]).unwrap();
+        let mut driver = Driver::start(device(&config(first.path(), engine)), 0);
+        let before = driver.get(VIRTIO_MMIO_CONFIG_GENERATION);
+        // One that is carried out, but that nobody has looked after yet, and one that waits for its epoch.
+        driver.mmio.slot().set_output(OutputPolicy::Hold);
+        let read = driver.add(0, &[&header(READ, 3)], &[512, 1]);
+        let write = driver.add(0, &[&header(WRITE, 5), &[0xee; 512]], &[1]);
+        driver.ring(0);
+        with_block(&driver, |block| block.change_image(second.path())).unwrap();
+        driver.mmio.slot().interrupt().config_changed();
+        driver.mmio.slot().set_output(OutputPolicy::Pass);
+        driver.mmio.slot().attend();
+        let mut used: Vec<u16> = await_used(&mut driver, 2).into_iter().map(|(head, _)| head).collect();
+        used.sort_unstable();
+        assert_eq!(used, [read.head, write.head]);
+        assert_eq!(driver.read(read.writable[0].0, 512), [3; 512], "read before the change");
+        assert_eq!(fs::read(first.path()).unwrap()[5 * 512], 5, "the old image is left alone");
+        assert_eq!(fs::read(second.path()).unwrap()[5 * 512..6 * 512], [0xee; 512]);
+        assert_eq!(driver.config(0, 8), 8192_u64.to_le_bytes());
+        assert_ne!(driver.get(VIRTIO_MMIO_CONFIG_GENERATION), before);
+        assert_ne!(driver.take_interrupt() & CONFIG_CHANGE, 0);
+        assert_eq!(carry_out(&mut driver, READ, 8191, &[], 512), (OK, vec![0xdd; 512]));
+    }
+}
+
+#[test]
+fn disk_keeps_its_image_if_the_new_one_is_none() {
+    let image = image();
+    let mut driver = Driver::start(device(&config(image.path(), EngineKind::Auto)), 0);
+    let error = with_block(&driver, |block| block.change_image(Path::new("/none"))).unwrap_err();
+    assert!(error.to_string().contains("cannot open the disk image /none"), "{error}");
+    assert_eq!(driver.config(0, 8), 2048_u64.to_le_bytes());
+    assert_eq!(carry_out(&mut driver, READ, 7, &[], 512), (OK, vec![7; 512]));
+}
+
+#[test]
+fn limits_that_were_changed_hold_and_go_along_with_the_guest() {
+    let image = image();
+    let mut driver = Driver::start(device(&config(image.path(), EngineKind::Auto)), 0);
+    let one = TokenBucketConfig { size: 1, one_time_burst: 0, refill_time: 1 << 40 };
+    let change = RateLimiterConfig { bandwidth: None, ops: Some(one) };
+    with_block(&driver, |block| block.update_limits(&change));
+    let answered = |driver: &mut Driver| {
+        driver.add(0, &[&header(GET_ID, 0)], &[20, 1]);
+        driver.ring(0);
+        driver.used(0).len()
+    };
+    assert_eq!(answered(&mut driver), 1);
+    assert_eq!(answered(&mut driver), 0, "it waits for years");
+    let mut next = driver.fail_over(device(&config(image.path(), EngineKind::Auto)));
+    assert_eq!(next.used(0).len(), 1, "a full bucket lets the one through that waited");
+    assert_eq!(answered(&mut next), 0);
+}
+
 #[test]
 fn state_that_no_disk_has_is_refused() {
     let image = image();
@@ -221,7 +287,7 @@ fn state_that_no_disk_has_is_refused() {
     let mut mmio = driver.mmio;
     let mut state = crate::virtio::VirtioState::default();
     mmio.save(&mut state);
-    state.device = DeviceState::Block(BlockState { in_flight: vec![0; 257] });
+    state.device = DeviceState::Block(BlockState { in_flight: vec![0; 257], ..BlockState::default() });
     assert!(mmio.restore(&state).is_err());
     state.device = DeviceState::None;
     assert!(mmio.restore(&state).is_err());
@@ -231,13 +297,36 @@ fn state_that_no_disk_has_is_refused() {
 mod qemu {
     use super::*;
 
-    #[test]
-    fn qcow2_image_works_like_a_raw_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk.qcow2");
+    /// An empty one of 1 MiB.
+    fn qcow2_image(folder: &Path) -> PathBuf {
+        let path = folder.join("disk.qcow2");
         let made =
             Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("1M").status();
         assert!(made.unwrap().success());
+        path
+    }
+
+    #[test]
+    fn successor_finds_in_a_qcow2_image_what_was_written_after_it_had_opened_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = qcow2_image(folder.path());
+        let mut driver = Driver::start(device(&config(&path, EngineKind::Auto)), 0);
+        let successor = device(&config(&path, EngineKind::Auto));
+        for sector in [0, 300, 1000] {
+            assert_eq!(carry_out(&mut driver, WRITE, sector, &[0x77; 512], 0).0, OK);
+        }
+        // It never gets to close the image, as in a process that is killed.
+        std::mem::forget(driver.mmio.slot().clone());
+        let mut next = driver.fail_over(successor);
+        for sector in [0, 300, 1000] {
+            assert_eq!(carry_out(&mut next, READ, sector, &[], 512), (OK, vec![0x77; 512]));
+        }
+    }
+
+    #[test]
+    fn qcow2_image_works_like_a_raw_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = qcow2_image(folder.path());
         let mut driver = Driver::start(device(&config(&path, EngineKind::Auto)), 0);
         assert_eq!(driver.config(0, 8), 2048_u64.to_le_bytes());
         assert_eq!(carry_out(&mut driver, WRITE, 5, &[0xcc; 1024], 0).0, OK);

@@ -68,6 +68,10 @@ pub struct NetState {
     pub receiving: Vec<Vec<u16>>,
     /// By pair: heads of the frames to be sent.
     pub sending: Vec<Vec<u16>>,
+    /// The limits in force on what the guest receives.
+    pub receive_limits: RateLimiterConfig,
+    /// The limits in force on what it sends.
+    pub send_limits: RateLimiterConfig,
 }
 
 /// Why a network card cannot be had.
@@ -118,8 +122,8 @@ pub struct Net {
     ask_driver: bool,
     /// Whether it has been asked.
     asked_driver: bool,
-    receive_limiter: Option<RateLimiter>,
-    send_limiter: Option<RateLimiter>,
+    receive_limiter: RateLimiter,
+    send_limiter: RateLimiter,
     /// Set when a batch has ended and more is to be done.
     again: EventFd,
 }
@@ -142,7 +146,7 @@ impl Net {
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * pairs.len()];
         queue_sizes.push(CONTROL_SIZE);
         let limiter = |limits: &Option<RateLimiterConfig>| {
-            limits.as_ref().map(|limits| RateLimiter::new(limits, Instant::now())).transpose()
+            RateLimiter::new(&limits.unwrap_or_default(), Instant::now())
         };
         Ok(Self {
             mac: config.mac,
@@ -163,22 +167,11 @@ impl Net {
         })
     }
 
-    /// Other limits from now on; `None` leaves them as they are.
-    ///
-    /// # Errors
-    /// The process has no descriptor left for a timer.
-    pub fn update_limits(
-        &mut self,
-        receive: Option<&RateLimiterConfig>,
-        send: Option<&RateLimiterConfig>,
-    ) -> io::Result<()> {
+    /// Other limits from now on; what the changes do not name stays as it is. [`attend`](VirtioDevice::attend) must follow.
+    pub fn update_limits(&mut self, receive: &RateLimiterConfig, send: &RateLimiterConfig) {
         let now = Instant::now();
-        for (limiter, limits) in [(&mut self.receive_limiter, receive), (&mut self.send_limiter, send)] {
-            if let (Some(limiter), Some(limits)) = (limiter, limits) {
-                limiter.update(limits, now);
-            }
-        }
-        Ok(())
+        self.receive_limiter.update(receive, now);
+        self.send_limiter.update(send, now);
     }
 
     fn has(&self, feature: u32) -> bool {
@@ -218,17 +211,13 @@ impl Net {
                 self.again();
                 break;
             }
-            if let Some(limiter) = &mut self.receive_limiter
-                && !limiter.may_take(Instant::now())
-            {
+            if !self.receive_limiter.may_take_now() {
                 break;
             }
             match pair.receiver.receive(&pair.tap, queue, longest, mergeable)? {
                 Ok(len) => {
                     frames += 1;
-                    if let Some(limiter) = &mut self.receive_limiter {
-                        limiter.charge(len as u64);
-                    }
+                    self.receive_limiter.charge(len as u64);
                 }
                 Err(Pause::Empty) => pair.readable = false,
                 Err(Pause::NoBuffers) => {
@@ -277,10 +266,7 @@ impl Net {
         };
         let mut sent = false;
         while !pair.full {
-            if let Some(limiter) = &mut self.send_limiter
-                && !pair.held.is_empty()
-                && !limiter.may_take(Instant::now())
-            {
+            if !pair.held.is_empty() && !self.send_limiter.may_take_now() {
                 break;
             }
             let Some(chain) = pair.held.pop() else { break };
@@ -297,9 +283,7 @@ impl Net {
                     _ => {}
                 }
             }
-            if let Some(limiter) = &mut self.send_limiter {
-                limiter.charge(u64::from(len));
-            }
+            self.send_limiter.charge(u64::from(len));
             queue.complete(chain.head(), 0)?;
             sent = true;
         }
@@ -491,9 +475,8 @@ impl VirtioDevice for Net {
         let mut add = |fd| sources.push(Source { fd, events: EventSet::IN });
         add(self.again.as_raw_fd());
         add(self.announce_timer.as_raw_fd());
-        for limiter in [&self.receive_limiter, &self.send_limiter].into_iter().flatten() {
-            add(limiter.fd());
-        }
+        add(self.receive_limiter.fd());
+        add(self.send_limiter.fd());
         sources
     }
 
@@ -504,9 +487,8 @@ impl VirtioDevice for Net {
             return self.send(index, queues);
         }
         let _ = self.again.read();
-        for limiter in [&mut self.receive_limiter, &mut self.send_limiter].into_iter().flatten() {
-            limiter.clear_timer();
-        }
+        self.receive_limiter.clear_timer();
+        self.send_limiter.clear_timer();
         self.everything(queues)?;
         if self.policy != OutputPolicy::Pass || !self.announcer.is_active() {
             self.announce_timer.clear();
@@ -557,6 +539,8 @@ impl VirtioDevice for Net {
         let DeviceState::Net(state) = state else { return };
         state.announce = self.asked_driver;
         state.pairs = self.in_use;
+        state.receive_limits = self.receive_limiter.limits();
+        state.send_limits = self.send_limiter.limits();
         let lists = state.receiving.iter_mut().zip(&mut state.sending);
         for (pair, (receiving, sending)) in self.pairs.iter_mut().zip(lists) {
             receiving.clear();
@@ -574,6 +558,9 @@ impl VirtioDevice for Net {
             return Err(wrong("it has another number of queues"));
         }
         self.asked_driver = state.announce;
+        let now = Instant::now();
+        self.receive_limiter.set(&state.receive_limits, now);
+        self.send_limiter.set(&state.send_limits, now);
         if queues.is_empty() {
             return Ok(());
         }

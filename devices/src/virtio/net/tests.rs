@@ -359,6 +359,33 @@ mod tap {
     }
 
     #[test]
+    fn limits_that_were_changed_hold_and_go_along_with_the_guest() {
+        alone(|| {
+            let one = TokenBucketConfig { size: 1, one_time_burst: 0, refill_time: 1 << 40 };
+            let change = RateLimiterConfig { bandwidth: None, ops: Some(one) };
+            let (mut driver, outside) = start("card", 0);
+            let update = |card: &mut Net| card.update_limits(&RateLimiterConfig::default(), &change);
+            driver.mmio.slot().with_device(update).unwrap();
+            let send = |driver: &mut Driver, number| {
+                driver.add(SEND, &[&with_header(&frame(number, 60))], &[]);
+                driver.ring(SEND);
+            };
+            send(&mut driver, 1);
+            send(&mut driver, 2);
+            assert_eq!(outside.receive(1, LONG), [frame(1, 60)]);
+            assert_eq!(driver.used(SEND).len(), 1, "the second waits for years");
+
+            let successor = Net::create(&config("other")).unwrap();
+            let outside = Outside::on("other");
+            let mut next = driver.fail_over(Box::new(successor));
+            send(&mut next, 3);
+            assert_eq!(next.used(SEND).len(), 1, "the one that waited; the next waits for years");
+            let seen = outside.receive(1, LONG);
+            assert!(seen.contains(&frame(2, 60)) || seen.len() == 1, "{seen:?}");
+        });
+    }
+
+    #[test]
     fn taps_that_cannot_be_had_are_refused_with_a_remedy() {
         alone(|| {
             let error = |config: &NetConfig| Net::create(config).err().unwrap().to_string();

@@ -1,0 +1,87 @@
+//! Changes to the devices of a machine while its guest runs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use devices::rate_limiter::RateLimiterConfig;
+use devices::virtio::block::{Block, BlockError};
+use devices::virtio::net::Net;
+use thiserror::Error;
+
+use crate::config::{DevicesConfig, UnknownDevice};
+use crate::machine::Machine;
+use crate::vcpu::Shared;
+
+/// Why a disk keeps the image that it has.
+#[derive(Debug, Error)]
+pub enum ChangeImageError {
+    /// There is no such disk.
+    #[error(transparent)]
+    Unknown(#[from] UnknownDevice),
+    /// The new image.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+}
+
+/// Changes the limits on a machine's devices, also while the machine belongs to somebody else. They are part of the guest's
+/// state: they hold as well where it is restored or taken over. Clones change the same machine.
+#[derive(Clone)]
+pub struct DeviceLimits {
+    shared: Arc<Shared>,
+    drives: Vec<String>,
+    nets: Vec<String>,
+}
+
+impl DeviceLimits {
+    pub(crate) fn new(shared: &Arc<Shared>, devices: &DevicesConfig) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            drives: devices.drives.iter().map(|drive| drive.id.clone()).collect(),
+            nets: devices.nets.iter().map(|net| net.id.clone()).collect(),
+        }
+    }
+
+    /// Other limits on the disk `id`; what `change` does not name stays as it is.
+    ///
+    /// # Errors
+    /// There is no such disk.
+    pub fn update_drive(&self, id: &str, change: &RateLimiterConfig) -> Result<(), UnknownDevice> {
+        let place = UnknownDevice::find("drive", id, &self.drives)?;
+        self.shared.platform.virtio.change(place, |block: &mut Block| block.update_limits(change));
+        Ok(())
+    }
+
+    /// Other limits on what the network card `id` receives and sends; what the changes do not name stays as it is.
+    ///
+    /// # Errors
+    /// There is no such card.
+    pub fn update_net(
+        &self,
+        id: &str,
+        receive: &RateLimiterConfig,
+        send: &RateLimiterConfig,
+    ) -> Result<(), UnknownDevice> {
+        let place = UnknownDevice::find("network interface", id, &self.nets)?;
+        let change = |net: &mut Net| net.update_limits(receive, send);
+        // Cards come behind the disks.
+        self.shared.platform.virtio.change(self.drives.len() + place, change);
+        Ok(())
+    }
+}
+
+impl Machine {
+    /// Gives the disk `id` the image at `path`, and tells the guest. The configuration has it from now on: a snapshot or a
+    /// standby that comes later asks for it.
+    ///
+    /// # Errors
+    /// [`ChangeImageError`]; the disk then has the image that it had.
+    pub fn change_image(&mut self, id: &str, path: &Path) -> Result<(), ChangeImageError> {
+        let (config, virtio) = self.devices_to_change();
+        let drives: Vec<&str> = config.drives.iter().map(|drive| drive.id.as_str()).collect();
+        let place = UnknownDevice::find("drive", id, &drives)?;
+        virtio.change(place, |block: &mut Block| block.change_image(path)).transpose()?;
+        virtio.tell_of_change(place);
+        config.drives[place].path = path.into();
+        Ok(())
+    }
+}
