@@ -127,6 +127,9 @@ pub struct RestoreOptions {
     /// The Unix socket of the vsock device, if another
     #[arg(long, value_name = "PATH")]
     pub vsock: Option<PathBuf>,
+    /// The socket or output of the console, if another
+    #[arg(long, value_name = "PATH")]
+    pub console: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields are what the command line shows")]
     pub instance: InstanceOptions,
@@ -159,6 +162,9 @@ pub struct StandbyOptions {
     /// The Unix socket of the vsock device, if another
     #[arg(long, value_name = "PATH")]
     pub vsock: Option<PathBuf>,
+    /// The socket or output of the console, if another
+    #[arg(long, value_name = "PATH")]
+    pub console: Option<PathBuf>,
     /// End after the first guest: with its exit status if it ran here, with 6 if it was not run here
     #[arg(long)]
     pub once: bool,

@@ -8,7 +8,7 @@ use mirror::guest::{Guest, GuestError};
 use mirror::memory::GuestRam;
 use vmm::{Boot, DevicesConfig, Exit, KernelImage, Machine, MachineConfig};
 
-use crate::config::devices::{Balloon, Drive, Entropy, NetworkInterface, Vsock};
+use crate::config::devices::{Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
 use crate::config::{Config, EMBEDDED_GUEST, HugePages};
 use crate::exit::ExitStatus;
 
@@ -26,6 +26,7 @@ pub fn machine_config(config: &Config) -> MachineConfig {
             vsock: config.vsock.as_ref().map(Vsock::device),
             entropy: config.entropy.as_ref().map(Entropy::device),
             balloon: config.balloon.as_ref().map(Balloon::device),
+            console: config.console.as_ref().map(Console::device),
         },
     }
 }

@@ -66,6 +66,7 @@ fn open(options: &RestoreOptions, console: Arc<Console>) -> Result<Machine, Rest
             drives: options.drives.iter().map(|(id, path)| (id.clone(), path.into())).collect(),
             nets: options.nets.iter().cloned().collect(),
             vsock: options.vsock.clone(),
+            console: options.console.clone(),
         },
         track_dirty_pages: options.track_dirty_pages,
     };

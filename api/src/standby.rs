@@ -126,6 +126,7 @@ fn resources(options: &StandbyOptions) -> HostResources {
         drives: options.drives.iter().map(|(id, path)| (id.clone(), path.into())).collect(),
         nets: options.nets.iter().cloned().collect(),
         vsock: options.vsock.clone(),
+        console: options.console.clone(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::BlockConfig;
+use devices::virtio::console::ConsoleConfig;
 use devices::virtio::net::NetConfig;
 use devices::virtio::rng::RngConfig;
 use devices::virtio::vsock::VsockConfig;
@@ -45,12 +46,20 @@ pub struct DevicesConfig {
     pub entropy: Option<RngConfig>,
     /// A memory balloon.
     pub balloon: Option<BalloonConfig>,
+    /// A console beside the serial port.
+    pub console: Option<ConsoleConfig>,
 }
 
 impl DevicesConfig {
     /// No devices.
-    pub const NONE: Self =
-        Self { drives: Vec::new(), nets: Vec::new(), vsock: None, entropy: None, balloon: None };
+    pub const NONE: Self = Self {
+        drives: Vec::new(),
+        nets: Vec::new(),
+        vsock: None,
+        entropy: None,
+        balloon: None,
+        console: None,
+    };
 }
 
 /// What of a machine's devices lies elsewhere on this host than where its configuration says: by the device's name.
@@ -62,6 +71,8 @@ pub struct HostResources {
     pub nets: BTreeMap<String, String>,
     /// The socket of the vsock device.
     pub vsock: Option<PathBuf>,
+    /// The socket or output of the console.
+    pub console: Option<PathBuf>,
 }
 
 /// A name that no device has.
@@ -88,6 +99,11 @@ impl DevicesConfig {
         check_names("network interface", here.nets.keys().map(String::as_str), &nets)?;
         let sockets: &[&str] = if self.vsock.is_some() { &["vsock"] } else { &[] };
         check_names("device", here.vsock.iter().map(|_| "vsock"), sockets)?;
+        let consoles: &[&str] = if self.console.is_some() { &["console"] } else { &[] };
+        check_names("device", here.console.iter().map(|_| "console"), consoles)?;
+        if let (Some(console), Some(path)) = (&mut self.console, &here.console) {
+            console.place.path_mut().clone_from(path);
+        }
         if let (Some(vsock), Some(path)) = (&mut self.vsock, &here.vsock) {
             vsock.uds_path.clone_from(path);
         }

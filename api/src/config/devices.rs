@@ -1,10 +1,12 @@
-//! The device sections of a configuration file. Names, types and defaults are Firecracker's (`firecracker.yaml`).
+//! The device sections of a configuration file. Names, types and defaults of what Firecracker has are Firecracker's
+//! (`firecracker.yaml`).
 
 use std::path::PathBuf;
 
 use devices::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::{BlockConfig, CacheType, EngineKind, ImageFormat};
+use devices::virtio::console::{COLUMNS, ConsoleConfig, ConsolePlace, ROWS};
 use devices::virtio::net::{Mac, NetConfig};
 use devices::virtio::rng::RngConfig;
 use devices::virtio::vsock::VsockConfig;
@@ -234,6 +236,50 @@ impl Balloon {
             statistics_interval_s: self.stats_polling_interval_s,
             free_page_reporting: self.free_page_reporting,
         }
+    }
+}
+
+/// A console beside the serial port, which Linux calls `hvc0`. Its other end is a socket or an output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Console {
+    /// A Unix socket, on which one program at a time reads and writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_path: Option<PathBuf>,
+    /// A file, FIFO or terminal that is written to; a terminal is read from as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_path: Option<PathBuf>,
+    /// Characters in a row.
+    #[serde(default = "columns")]
+    pub columns: u16,
+    /// Rows.
+    #[serde(default = "rows")]
+    pub rows: u16,
+}
+
+fn columns() -> u16 {
+    COLUMNS
+}
+
+fn rows() -> u16 {
+    ROWS
+}
+
+impl Console {
+    /// The device that it asks for.
+    pub fn device(&self) -> ConsoleConfig {
+        let place = match &self.socket_path {
+            Some(path) => ConsolePlace::Socket(path.clone()),
+            None => ConsolePlace::Output(self.output_path.clone().unwrap_or_default()),
+        };
+        ConsoleConfig { place, columns: self.columns, rows: self.rows }
+    }
+
+    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.socket_path.is_some() == self.output_path.is_some() {
+            return Err(("console", "give either socket_path or output_path".into()));
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use mirror::link::Address;
 use mirror::primary::Settings;
 use serde::{Deserialize, Serialize};
 
-use super::devices::{Balloon, Drive, Entropy, NetworkInterface, Vsock};
+use super::devices::{Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
 use super::not_yet::WholeFile;
 
 /// A configuration file.
@@ -38,6 +38,9 @@ pub struct Config {
     /// A memory balloon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
+    /// A console beside the serial port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console: Option<Console>,
 }
 
 impl Config {
@@ -52,6 +55,7 @@ impl Config {
             vsock: None,
             entropy: None,
             balloon: None,
+            console: None,
         }
     }
 }

@@ -119,6 +119,7 @@ impl Config {
         devices::order(&mut self.drives)?;
         devices::check_interfaces(&self.network_interfaces)?;
         self.vsock.as_ref().map_or(Ok(()), devices::Vsock::check)?;
+        self.console.as_ref().map_or(Ok(()), devices::Console::check)?;
         let MachineSection { vcpu_count, mem_size_mib, smt, ref cpu_template, huge_pages, .. } = self.machine;
         if !(1..=MAX_VCPUS).contains(&vcpu_count) {
             let reason = format!("{vcpu_count} is out of range; give 1 to {MAX_VCPUS} vCPUs");

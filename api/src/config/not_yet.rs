@@ -8,7 +8,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::devices::{Balloon, Drive, Entropy, NetworkInterface, Vsock};
+use super::devices::{Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
 use super::file::{BootSource, Config, MachineSection, MirrorSection};
 
 /// Accepts nothing but emptiness.
@@ -62,6 +62,8 @@ macro_rules! whole_file {
             entropy: Option<Entropy>,
             #[serde(default)]
             balloon: Option<Balloon>,
+            #[serde(default)]
+            console: Option<Console>,
             $(
                 #[serde(default, rename = $section, deserialize_with = $function)]
                 #[allow(dead_code, reason = "there to be refused")]
@@ -98,6 +100,7 @@ impl From<WholeFile> for Config {
             vsock: file.vsock,
             entropy: file.entropy,
             balloon: file.balloon,
+            console: file.console,
         }
     }
 }

@@ -134,6 +134,17 @@ fn mirror_settings_are_checked() {
 }
 
 #[test]
+fn console_has_one_other_end() {
+    let config = |fields: &str| file(GOOD, &format!(r#", "console": {{{fields}}}"#));
+    let console = parse(&config(r#""socket_path": "/run/vm.console""#)).unwrap().console.unwrap();
+    assert_eq!((console.device().columns, console.device().rows), (80, 25));
+    for fields in ["", r#""socket_path": "/a", "output_path": "/b""#] {
+        let message = error(&config(fields));
+        assert!(message.contains("console: give either socket_path or output_path"), "{message}");
+    }
+}
+
+#[test]
 fn file_that_is_not_there_is_named() {
     let message = Config::load(Path::new("/nonexistent/vm.json")).unwrap_err().to_string();
     assert!(message.contains("/nonexistent/vm.json"), "{message}");

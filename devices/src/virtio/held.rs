@@ -93,6 +93,11 @@ impl<T> Held<T> {
         self.policy == OutputPolicy::Hold && self.waiting.len() > self.marked
     }
 
+    /// Everything that waits, in order, in two parts.
+    pub fn as_slices(&self) -> (&[T], &[T]) {
+        self.waiting.as_slices()
+    }
+
     /// Everything that waits, in order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.waiting.iter()

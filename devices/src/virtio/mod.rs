@@ -7,10 +7,12 @@
 pub mod balloon;
 pub mod block;
 pub mod chain;
+pub mod console;
 pub mod device;
 pub mod held;
 pub mod interrupt;
 pub mod iovec;
+mod listener;
 pub mod net;
 pub mod queue;
 pub mod rng;

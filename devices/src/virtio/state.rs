@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balloon::BalloonState;
 use super::block::BlockState;
+use super::console::ConsoleState;
 use super::net::NetState;
 use super::queue::RingState;
 use super::vsock::VsockState;
@@ -54,4 +55,6 @@ pub enum DeviceState {
     Net(NetState),
     /// A socket device.
     Vsock(VsockState),
+    /// A console.
+    Console(ConsoleState),
 }

@@ -5,6 +5,7 @@ use std::io;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockError};
+use devices::virtio::console::{Console, ConsoleError};
 use devices::virtio::net::{Net, NetError};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{Vsock, VsockError};
@@ -28,6 +29,9 @@ pub enum DeviceCreateError {
     /// The balloon.
     #[error("cannot set up the balloon: {0}")]
     Balloon(io::Error),
+    /// The console.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
     /// Random numbers.
     #[error("cannot set up the source of random numbers: {0}")]
     Rng(io::Error),
@@ -55,6 +59,9 @@ pub(super) fn devices(
     if let Some(balloon) = &config.balloon {
         let balloon = Balloon::create(balloon, Box::new(returned.clone()));
         list.push(Box::new(balloon.map_err(DeviceCreateError::Balloon)?));
+    }
+    if let Some(console) = &config.console {
+        list.push(Box::new(Console::create(console)?));
     }
     Ok(list)
 }

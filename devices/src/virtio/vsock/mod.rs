@@ -6,15 +6,15 @@
 //! committed. Connections do not survive a move: their other ends are with the old process. The guest is told so, and
 //! drops them; its listening sockets stay.
 
+mod caller;
 mod connection;
-mod listener;
 mod packet;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,12 +24,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 
+use self::caller::{Caller, Said};
 use self::connection::{Connection, Phase};
-use self::listener::{Caller, Listener, Said};
 use self::packet::{HEADER, HOST_CID, Header, NO_SEND, Op, STREAM};
 use super::chain::Chain;
 use super::device::{DeviceError, DeviceType, Source, VirtioDevice, read_config};
 use super::held::{Held, OutputPolicy};
+use super::listener::Listener;
 use super::queue::VirtQueue;
 use super::slot::RestoreError;
 use super::state::DeviceState;
@@ -154,10 +155,8 @@ impl Vsock {
         }
     }
 
-    fn watch(&self, what: &impl AsRawFd, number: u64, flags: epoll::EventFlags) -> bool {
-        // SAFETY: the descriptor is open: its owner is borrowed.
-        let fd = unsafe { BorrowedFd::borrow_raw(what.as_raw_fd()) };
-        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(number), flags).is_ok()
+    fn watch(&self, what: &impl AsFd, number: u64, flags: epoll::EventFlags) -> bool {
+        epoll::add(&self.epoll, what, epoll::EventData::new_u64(number), flags).is_ok()
     }
 
     fn watch_stream(&self, stream: &UnixStream, number: u64) -> bool {

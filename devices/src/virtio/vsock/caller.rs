@@ -1,54 +1,11 @@
-//! The Unix socket on which the host's programs ask for a port of the guest: they send `CONNECT PORT` and a newline, and
-//! are told `OK PORT` and a newline once the guest has accepted (Firecracker's convention).
+//! A program of the host that asks for a port of the guest: it sends `CONNECT PORT` and a newline, and is told `OK PORT`
+//! and a newline once the guest has accepted (Firecracker's convention).
 
-use std::fs;
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
 
 /// Longest line that asks for a port.
 const LINE: usize = 32;
-
-/// The listening socket; it is removed when this is dropped.
-pub(super) struct Listener {
-    socket: UnixListener,
-    path: PathBuf,
-}
-
-impl Listener {
-    /// Listens at `path`. What a process that is gone has left there is replaced.
-    pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        if let Err(error) = UnixStream::connect(path)
-            && error.kind() == ErrorKind::ConnectionRefused
-        {
-            fs::remove_file(path)?;
-        }
-        let socket = UnixListener::bind(path)?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket, path: path.into() })
-    }
-
-    /// The next program that wants to connect.
-    pub(super) fn accept(&self) -> Option<UnixStream> {
-        let (stream, _) = self.socket.accept().ok()?;
-        stream.set_nonblocking(true).ok()?;
-        Some(stream)
-    }
-}
-
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Somebody may have removed it.
-        let _ = fs::remove_file(&self.path);
-    }
-}
 
 /// A program that has connected and not said yet to which port.
 pub(super) struct Caller {
