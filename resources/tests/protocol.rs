@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use resources::protocol::{
-    BadParameter, Content, Counter, ExpectedCounter, Key, Line, PAGE_WORDS, Page, Params, Pattern,
+    Address, BadParameter, Content, Counter, ExpectedCounter, Key, Line, PAGE_WORDS, Page, Params, Pattern,
     check_page, fill_page, generation_of,
 };
 
@@ -208,7 +208,8 @@ fn parameters_not_given_have_their_defaults() {
 fn each_parameter_is_read() {
     let params = Params::parse(
         "workload=dirty,verify cpus=4 count.rate=7 count.limit=9 dirty.rate=20000 dirty.set=64 \
-         dirty.pattern=hotcold dirty.content=text seed=11",
+         dirty.pattern=hotcold dirty.content=text seed=11 \
+         net.ip=10.0.0.2/24 net.port=80 net.spin=0",
     )
     .unwrap();
     let expected = Params {
@@ -223,6 +224,9 @@ fn each_parameter_is_read() {
         pattern: Pattern::HotCold,
         content: Content::Text,
         seed: 11,
+        net_ip: Some(Address { bytes: [10, 0, 0, 2], prefix: 24 }),
+        net_port: 80,
+        net_spin_us: 0,
     };
     assert_eq!(params, expected);
 }
@@ -240,6 +244,13 @@ fn a_value_that_cannot_be_honoured_is_named() {
         ("dirty.set=99999999999999999999", Key::DirtySet),
         ("dirty.pattern=spiral", Key::DirtyPattern),
         ("seed=", Key::Seed),
+        ("net.ip=10.0.0.2", Key::NetIp),
+        ("net.ip=10.0.0/8", Key::NetIp),
+        ("net.ip=10.0.0.2.3/8", Key::NetIp),
+        ("net.ip=10.0.0.256/8", Key::NetIp),
+        ("net.ip=10.0.0.2/33", Key::NetIp),
+        ("net.port=65536", Key::NetPort),
+        ("net.spin=1000001", Key::NetSpin),
     ];
     for (command_line, key) in cases {
         assert_eq!(Params::parse(command_line), Err(BadParameter(key)), "{command_line}");

@@ -1,5 +1,6 @@
 //! The interrupt table, and the report of exceptions that must not happen.
 
+use crate::io_apic::DEVICE_VECTOR;
 use crate::lapic::{SPURIOUS, TIMER_VECTOR};
 use crate::per_cpu::PerCpu;
 use crate::platform;
@@ -26,6 +27,7 @@ static interrupt_table: PerCpu<Gates, 1> = PerCpu::new([Gates([[0; 2]; 256])]);
 unsafe extern "C" {
     static exception_stubs: u8;
     static timer_interrupt: u8;
+    static device_interrupt: u8;
     static spurious_interrupt: u8;
 }
 
@@ -38,6 +40,7 @@ pub fn fill_interrupt_table() {
         *gate = gate_to(stubs + vector * STUB_BYTES);
     }
     gates[TIMER_VECTOR as usize] = gate_to((&raw const timer_interrupt) as usize);
+    gates[DEVICE_VECTOR as usize] = gate_to((&raw const device_interrupt) as usize);
     gates[SPURIOUS as usize] = gate_to((&raw const spurious_interrupt) as usize);
 }
 

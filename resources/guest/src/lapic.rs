@@ -6,6 +6,7 @@
 //! timer that had expired but was not delivered when the state was saved fires again at once).
 
 use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Where `ring0.s` maps the registers.
 const REGISTERS: usize = 0x3fe0_0000;
@@ -33,6 +34,10 @@ pub const SPURIOUS: u8 = 0xff;
 unsafe extern "C" {
     /// In `ring0.s`.
     safe fn idle(timer_counts: u32);
+    /// As above, but returns at once if a device has interrupted since [`forget_events`].
+    safe fn idle_unless_event(timer_counts: u32);
+    /// Set to 1 by the interrupts of devices, which go to vCPU 0.
+    static device_events: AtomicU32;
 }
 
 /// Switches it on: the timer, one-shot, is the only interrupt.
@@ -48,6 +53,17 @@ pub fn set_up() {
 pub fn idle_for(ns: u32) {
     // A count of 0 would stop the timer, and nothing would end the wait.
     idle(ns.max(1));
+}
+
+/// From now on an interrupt of a device ends [`idle_until_event`], even if it comes before that.
+pub fn forget_events() {
+    // SAFETY: in `ring0.s`, four bytes, aligned, and used atomically by all.
+    unsafe { device_events.store(0, Ordering::SeqCst) };
+}
+
+/// Gives the processor away until a device interrupts, or for `ns` nanoseconds, at least 1. For vCPU 0.
+pub fn idle_until_event(ns: u32) {
+    idle_unless_event(ns.max(1));
 }
 
 /// Runs `work` and returns how many nanoseconds the timer says that took (4 s at most).

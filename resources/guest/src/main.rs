@@ -9,6 +9,7 @@
 
 mod boot_info;
 mod exceptions;
+mod io_apic;
 mod lapic;
 mod memory;
 mod memory_functions;
@@ -19,15 +20,19 @@ mod port;
 #[allow(dead_code, unused_imports)]
 mod protocol;
 mod serial;
+mod service;
 mod smp;
 mod time;
+mod virtio;
 
 use boot_info::BootInfo;
 use memory::Pool;
 use per_cpu::{PerCpu, Published};
 use platform::GuestPlatform;
 use protocol::{BadParameter, Counter, EXIT_BAD_PARAMETER, Key, Line, MAX_CPUS, Params, Worker};
+use service::Service;
 use time::Scale;
+use virtio::Window;
 
 core::arch::global_asm!(include_str!("ring0.s"), options(att_syntax));
 
@@ -46,11 +51,12 @@ static COUNTERS: PerCpu<Counter, { MAX_CPUS as usize }> =
 /// Where `ring0.s` leaves each vCPU. `start_info` is the physical address of the hvm_start_info on vCPU 0.
 #[unsafe(no_mangle)]
 extern "C" fn guest_main(cpu: u32, start_info: u32) -> ! {
+    let mut service = None;
     if cpu == 0 {
         exceptions::fill_interrupt_table();
         serial::set_up();
         lapic::set_up();
-        match plan(start_info) {
+        match plan(start_info, &mut service) {
             // SAFETY: the other vCPUs have not been started, and this is done once.
             Ok(plan) => unsafe { PLAN.publish(plan) },
             Err(BadParameter(key)) => refuse(key),
@@ -67,13 +73,19 @@ extern "C" fn guest_main(cpu: u32, start_info: u32) -> ! {
     let counter = unsafe { COUNTERS.take(cpu) };
     // SAFETY: as above; the plan was made so that the shares fit.
     let (pages, generations) = unsafe { plan.pool.share(cpu, plan.pages_per_cpu) };
-    Worker::new(GuestPlatform::new(plan.scale), plan.params, cpu, counter, pages, generations).run()
+    let platform = GuestPlatform::new(plan.scale).with(service);
+    Worker::new(platform, plan.params, cpu, counter, pages, generations).run()
 }
 
-fn plan(start_info: u32) -> Result<Plan, BadParameter> {
+fn plan(start_info: u32, service: &mut Option<&'static mut Service>) -> Result<Plan, BadParameter> {
     let boot_info = BootInfo::read(start_info);
     let params = Params::parse(boot_info.command_line())?;
-    let pool = Pool::map(&boot_info);
+    let mut pool = Pool::map(&boot_info);
+    if let Some(address) = params.net_ip {
+        let windows = Window::all(boot_info.command_line());
+        let frame = pool.take_frame().ok_or(BadParameter(Key::NetIp))?;
+        *service = Some(Service::new(&params, address, windows, frame, time::ticks())?);
+    }
     let cpus = params.cpus as usize;
     let pages_per_cpu = if params.has_working_set() {
         let wanted = params.dirty_set_mib.map(|mib| mib as usize * 256);

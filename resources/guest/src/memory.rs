@@ -31,9 +31,60 @@ unsafe extern "C" {
     static image_end: u8;
 }
 
+/// 2 MiB of memory whose physical addresses are known, given out piece by piece.
+pub struct Frame {
+    next: usize,
+    end: usize,
+    physical: u64,
+}
+
+impl Frame {
+    /// The next `bytes` bytes, zeroed, as an address that is a multiple of `align` (a power of two).
+    fn take(&mut self, bytes: usize, align: usize) -> Option<usize> {
+        let at = self.next.next_multiple_of(align);
+        self.next = at.checked_add(bytes).filter(|end| *end <= self.end)?;
+        // SAFETY: mapped RAM that nobody else has, by the contract of `take_frame`.
+        unsafe { ptr::write_bytes(ptr::with_exposed_provenance_mut::<u8>(at), 0, bytes) };
+        Some(at)
+    }
+
+    /// Memory for `count` values, each made by `make`.
+    pub fn place<T>(&mut self, count: usize, mut make: impl FnMut() -> T) -> Option<&'static mut [T]> {
+        let at = self.take(count.checked_mul(size_of::<T>())?, align_of::<T>())?;
+        let first = ptr::with_exposed_provenance_mut::<T>(at);
+        for index in 0..count {
+            // SAFETY: inside of what was taken, and aligned.
+            unsafe { first.add(index).write(make()) };
+        }
+        // SAFETY: taken here and given to the caller alone; all of it was just initialised.
+        Some(unsafe { slice::from_raw_parts_mut(first, count) })
+    }
+
+    /// How to find physical addresses of what was taken.
+    pub fn addresses(&self) -> Addresses {
+        Addresses { begin: self.end - LARGE_PAGE as usize, physical: self.physical }
+    }
+}
+
+/// Where a [`Frame`] is for devices.
+#[derive(Clone, Copy)]
+pub struct Addresses {
+    begin: usize,
+    physical: u64,
+}
+
+impl Addresses {
+    /// The physical address of something in the frame.
+    pub fn physical<T: ?Sized>(self, of: *const T) -> u64 {
+        self.physical + (of.addr() - self.begin) as u64
+    }
+}
+
 /// The mapped range.
 pub struct Pool {
     bytes: usize,
+    /// Physical address of the last page.
+    last: u64,
 }
 
 impl Pool {
@@ -57,7 +108,21 @@ impl Pool {
         for (slot, directory) in pointers.iter_mut().zip(directories.iter()).take(mapped.div_ceil(ENTRIES)) {
             *slot = directory.as_ptr() as u64 | PRESENT_WRITABLE_USER;
         }
-        Self { bytes: mapped * LARGE_PAGE as usize }
+        let last = directories
+            .as_flattened()
+            .get(mapped.wrapping_sub(1))
+            .map_or(0, |entry| entry & !(LARGE_PAGE - 1));
+        Self { bytes: mapped * LARGE_PAGE as usize, last }
+    }
+
+    /// Takes the last 2 MiB away, for devices to write to. To be called once, before all else.
+    pub fn take_frame(&mut self) -> Option<Frame> {
+        self.bytes = self.bytes.checked_sub(LARGE_PAGE as usize)?;
+        Some(Frame {
+            next: POOL + self.bytes,
+            end: POOL + self.bytes + LARGE_PAGE as usize,
+            physical: self.last,
+        })
     }
 
     /// Pages of a working set of `wanted` pages, or of most of the pool; `None` if they do not fit.

@@ -5,6 +5,8 @@
 //! [`ExpectedCounter`], so nothing has to be taken on the guest's word.
 
 // The paths are spelt out so that this file can be included by `mod` and by `#[path]` alike.
+#[path = "protocol/block.rs"]
+mod block;
 #[path = "protocol/counter.rs"]
 mod counter;
 #[path = "protocol/line.rs"]
@@ -15,14 +17,18 @@ mod pace;
 mod page;
 #[path = "protocol/params.rs"]
 mod params;
+#[path = "protocol/request.rs"]
+mod request;
 #[path = "protocol/worker.rs"]
 mod worker;
 
+pub use block::{fill_block, read_block};
 pub use counter::{Counter, ExpectedCounter, STATE_WORDS};
 pub use line::{Line, LineBuffer};
 pub use pace::{Clock, Pace};
 pub use page::{Content, PAGE_WORDS, Page, check_page, fill_page, generation_of};
-pub use params::{BadParameter, Key, MAX_CPUS, Params, Pattern};
+pub use params::{Address, BadParameter, Key, MAX_CPUS, Params, Pattern};
+pub use request::{BLOCK_BYTES, LONGEST_REQUEST, REGISTERS, Reply, Request, stream_byte};
 pub use worker::{Platform, Worker};
 
 /// The I/O port that ends the machine: the guest writes its exit code there, one byte.

@@ -25,6 +25,8 @@
     .set LAPIC, 0x3fe00000
     .set LAPIC_PHYSICAL, 0xfee00000
     .set LAPIC_EOI, 0xb0
+    .set VIRTIO_WINDOWS, 0xd0000000
+    .set IO_APIC_PAGE, 0xfec00000
     .set LAPIC_TIMER_COUNT, 0x380
 
 # ---- PVH entry point (xen/include/public/elfnote.h: XEN_ELFNOTE_PHYS32_ENTRY)
@@ -143,12 +145,20 @@ enter_ring3:
     pushq $guest_main
     iretq
 
-# ---- Idle: ring 3 executes hlt at idle_hlt with the timer count in eax, which faults
+# ---- Idle: ring 3 executes hlt at idle_hlt with the timer count in eax, which faults. At idle_unless_hlt it does so if no
+# device has interrupted since it set device_events to 0: then there is work, and it goes on at once.
 
 general_protection:
     cmpq $idle_hlt, 8(%rsp)
+    je 5f
+    cmpq $idle_unless_hlt, 8(%rsp)
     jne 1f
-    movl %eax, LAPIC + LAPIC_TIMER_COUNT
+    cmpl $0, device_events          # no interrupt can come between this and the hlt but where it ends the hlt
+    je 5f
+    addq $8, %rsp                   # the error code
+    incq (%rsp)                     # behind the hlt, which is one byte
+    iretq
+5:  movl %eax, LAPIC + LAPIC_TIMER_COUNT
 0:  sti
     hlt
     jmp 0b
@@ -193,6 +203,12 @@ timer_interrupt:
     addq $8, %rsp
     incq (%rsp)                     # behind the hlt, which is one byte
     iretq
+
+# A device. It is noted, and ends an idle time as the timer does.
+    .globl device_interrupt
+device_interrupt:
+    movl $1, device_events
+    jmp timer_interrupt
 
     .globl spurious_interrupt
 spurious_interrupt:
@@ -271,6 +287,14 @@ idle_hlt:
     hlt
     ret
 
+# The same, but not at all if a device has interrupted since device_events was set to 0.
+    .globl idle_unless_event
+idle_unless_event:
+    movl %edi, %eax
+idle_unless_hlt:
+    hlt
+    ret
+
 # ---- Tables
 
     .section .data
@@ -281,7 +305,9 @@ pml4:
     .fill 510, 8, 0
 first_gib:
     .quad first_gib_directory + PRESENT_WRITABLE_USER
-    .fill 511, 8, 0
+    .quad 0, 0
+    .quad device_directory + PRESENT_WRITABLE_USER
+    .fill 508, 8, 0
 first_gib_directory:
     .set address, 0
     .rept 511
@@ -289,6 +315,14 @@ first_gib_directory:
     .set address, address + 0x200000
     .endr
     .quad LAPIC_PHYSICAL + LARGE_PAGE + UNCACHED + PRESENT_WRITABLE_USER
+
+    # The GiB below 4 GiB, of which only devices are mapped, where they are: the virtio windows and the I/O APIC.
+device_directory:
+    .fill (VIRTIO_WINDOWS - 0xc0000000) >> 21, 8, 0
+    .quad VIRTIO_WINDOWS + LARGE_PAGE + UNCACHED + PRESENT_WRITABLE_USER
+    .fill ((IO_APIC_PAGE - VIRTIO_WINDOWS) >> 21) - 1, 8, 0
+    .quad IO_APIC_PAGE + LARGE_PAGE + UNCACHED + PRESENT_WRITABLE_USER
+    .fill 511 - ((IO_APIC_PAGE - 0xc0000000) >> 21), 8, 0
 
     .balign 16
 gdt:
@@ -324,4 +358,7 @@ user_stacks:
     .skip 4096
 panic_stack_end:
 panicked:
+    .long 0
+    .globl device_events
+device_events:
     .long 0

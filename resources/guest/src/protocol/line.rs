@@ -183,10 +183,10 @@ pub struct LineBuffer {
 }
 
 impl LineBuffer {
-    /// The longest line is `verify` with four numbers of 20 digits: 123 bytes.
+    /// The longest line is `echo` with a text of 128 bytes: 134 bytes.
     const CAPACITY: usize = 160;
 
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { bytes: [0; Self::CAPACITY], len: 0 }
     }
 
@@ -203,9 +203,13 @@ impl LineBuffer {
         }
     }
 
-    fn text(&mut self, text: &str) -> &mut Self {
-        for byte in text.bytes() {
-            self.byte(byte);
+    pub(super) fn text(&mut self, text: &str) -> &mut Self {
+        self.raw(text.as_bytes())
+    }
+
+    pub(super) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+        for byte in bytes {
+            self.byte(*byte);
         }
         self
     }
@@ -216,6 +220,10 @@ impl LineBuffer {
 
     fn decimal(&mut self, name: &str, value: u64) -> &mut Self {
         self.name(name);
+        self.number(value)
+    }
+
+    pub(super) fn number(&mut self, value: u64) -> &mut Self {
         let mut power = 1;
         while value / power >= 10 {
             power *= 10;

@@ -8,6 +8,8 @@ pub const MAX_CPUS: u32 = 32;
 const MAX_RATE: u64 = 100_000_000;
 /// Largest `dirty.set=`, in MiB: 1 TiB.
 const MAX_SET_MIB: u64 = 1 << 20;
+/// Longest `net.spin=`, in microseconds: a second.
+const MAX_SPIN_US: u64 = 1_000_000;
 
 /// A key of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +32,16 @@ pub enum Key {
     DirtyContent,
     /// `seed=N`: starts the counters and the choice of pages elsewhere.
     Seed,
+    /// `net.ip=A.B.C.D/N`: serves TCP on the first network card, at this address.
+    NetIp,
+    /// `net.port=N`: at this port.
+    NetPort,
+    /// `net.spin=US`: polls so long after the last request before it waits for an interrupt.
+    NetSpin,
 }
 
 impl Key {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::Workload,
         Self::Cpus,
         Self::CountRate,
@@ -43,6 +51,9 @@ impl Key {
         Self::DirtyPattern,
         Self::DirtyContent,
         Self::Seed,
+        Self::NetIp,
+        Self::NetPort,
+        Self::NetSpin,
     ];
 
     /// The key as it is written on the command line.
@@ -58,6 +69,9 @@ impl Key {
             Self::DirtyPattern => "dirty.pattern",
             Self::DirtyContent => "dirty.content",
             Self::Seed => "seed",
+            Self::NetIp => "net.ip",
+            Self::NetPort => "net.port",
+            Self::NetSpin => "net.spin",
         }
     }
 
@@ -77,6 +91,28 @@ pub enum Pattern {
     Random,
     /// Nine writes in ten go to the first tenth of the pages.
     HotCold,
+}
+
+/// An IPv4 address and the length of its network's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// As it is written, first byte first.
+    pub bytes: [u8; 4],
+    /// 0 to 32.
+    pub prefix: u8,
+}
+
+impl Address {
+    fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        let mut parts = address.split('.');
+        let mut bytes = [0; 4];
+        for byte in &mut bytes {
+            *byte = number(parts.next()?, 0, 255)? as u8;
+        }
+        let prefix = number(prefix, 0, 32)? as u8;
+        parts.next().is_none().then_some(Self { bytes, prefix })
+    }
 }
 
 /// The value of this key cannot be honoured.
@@ -108,6 +144,12 @@ pub struct Params {
     pub content: Content,
     /// Starts the counters and the choice of pages elsewhere.
     pub seed: u64,
+    /// Serve TCP at this address.
+    pub net_ip: Option<Address>,
+    /// And this port.
+    pub net_port: u16,
+    /// How long the service polls after its last request, in microseconds.
+    pub net_spin_us: u64,
 }
 
 impl Default for Params {
@@ -124,6 +166,9 @@ impl Default for Params {
             pattern: Pattern::Random,
             content: Content::Random,
             seed: 0,
+            net_ip: None,
+            net_port: 7000,
+            net_spin_us: 50,
         }
     }
 }
@@ -175,6 +220,9 @@ impl Params {
                 }
             }
             Key::Seed => self.seed = number(value, 0, u64::MAX)?,
+            Key::NetIp => self.net_ip = Some(Address::parse(value)?),
+            Key::NetPort => self.net_port = number(value, 1, u64::from(u16::MAX))? as u16,
+            Key::NetSpin => self.net_spin_us = number(value, 0, MAX_SPIN_US)?,
         }
         Some(())
     }
@@ -195,7 +243,7 @@ impl Params {
 
 /// A decimal number without sign, within `least..=most`.
 fn number(text: &str, least: u64, most: u64) -> Option<u64> {
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     text.parse().ok().filter(|value| (least..=most).contains(value))

@@ -12,6 +12,8 @@ pub trait Platform {
     fn print(&mut self, line: &[u8]);
     /// Gives the processor away for about `ns` nanoseconds.
     fn idle_for(&mut self, ns: u64);
+    /// Does what else there is to do on this vCPU, between two steps of the work.
+    fn tend(&mut self) {}
     /// Ends the machine (or process) with this code.
     fn exit(&mut self, code: u8) -> !;
 }
@@ -119,6 +121,7 @@ impl<'a, P: Platform> Worker<'a, P> {
 
     /// Does what is due now, or idles until something is.
     pub fn step(&mut self) {
+        self.platform.tend();
         let elapsed_ns = self.tell_time();
         self.count.earn(elapsed_ns);
         self.write.earn(elapsed_ns);
