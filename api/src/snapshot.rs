@@ -17,7 +17,7 @@ use crate::server::types::{SnapshotCreate, SnapshotType, Vm, VmState};
 /// How long a pause may take to come about.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to write a guest to files.
-const LONG: Duration = Duration::from_secs(24 * 3600);
+const LONG: Duration = Duration::from_hours(24);
 
 /// Lets the guest stand still or go on.
 ///

@@ -7,7 +7,7 @@ use crate::client::{self, ClientError};
 use crate::server::Switchover;
 
 /// How long the two sides may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Orders it, waits until it is done, and prints what it cost.
 ///

@@ -200,7 +200,7 @@ mod tests {
         let taken = |limiter: &mut RateLimiter, now| (0..100).take_while(|_| take(limiter, now, 1)).count();
         assert_eq!(taken(&mut limiter, start), 15);
         assert_eq!(taken(&mut limiter, start + Duration::from_secs(1)), 10);
-        assert_eq!(taken(&mut limiter, start + Duration::from_secs(60)), 10);
+        assert_eq!(taken(&mut limiter, start + Duration::from_mins(1)), 10);
         assert_eq!(taken(&mut limiter, start + Duration::from_millis(60_100)), 1);
     }
 

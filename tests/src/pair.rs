@@ -19,7 +19,7 @@ use mirror::witness::FileWitness;
 use vmm::{Boot, KernelImage, Machine, MachineConfig, StandbyHost};
 
 /// How long a pair may take for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Collects what a console releases.
 #[derive(Clone, Default)]
