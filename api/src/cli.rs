@@ -109,9 +109,12 @@ pub struct RestoreOptions {
     /// Lay a differential snapshot over it; several in the order in which they were taken
     #[arg(long = "diff", value_name = "STATE:MEMORY", value_parser = pair)]
     pub diffs: Vec<(PathBuf, PathBuf)>,
-    /// Read and verify all of memory first, instead of mapping the file (always so with --diff)
+    /// Read and verify all of memory first, instead of mapping the file (always so with --diff, unless on demand)
     #[arg(long)]
     pub copy: bool,
+    /// Let the guest run at once; its memory is read and verified as it is touched, and the rest meanwhile
+    #[arg(long, conflicts_with = "copy")]
+    pub on_demand: bool,
     /// Log the pages written, so that the next snapshot may be differential
     #[arg(long)]
     pub track_dirty_pages: bool,

@@ -114,6 +114,15 @@ pub fn words(report: &Report) -> Option<String> {
         Report::Active { epoch, term, .. } => {
             format!("the guest runs here from epoch {epoch} on, term {term}")
         }
+        Report::MemoryArriving { there, pages } => {
+            format!("{there} of {pages} pages of memory have come from the snapshot")
+        }
+        Report::MemoryComplete { pages, micros } => {
+            format!(
+                "all {pages} pages of memory have come from the snapshot, in {:.3} s",
+                *micros as f64 / 1e6
+            )
+        }
         Report::Ended { reason } => format!("the guest has ended: {reason}"),
         Report::Failed { reason } => format!("failed: {reason}"),
     })

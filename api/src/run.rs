@@ -14,7 +14,7 @@ use mirror::shell::primary::{self, AttachError, AttachFailure, Notifier, Outcome
 use mirror::witness::{FileWitness, Record, Witness};
 use thiserror::Error;
 use uuid::Uuid;
-use vmm::snapshot::RestoreError;
+use vmm::snapshot::{MemoryFill, RestoreError};
 use vmm::{CreateError, DeviceLimits, Exit, ExitHandle, Machine, MachineError};
 
 use crate::cli::{InstanceOptions, RunOptions};
@@ -72,6 +72,12 @@ impl RunError {
 
 /// How long a paused guest's output may take to leave.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it is told how much memory has come from a snapshot.
+const FILL_REPORTS: Duration = Duration::from_millis(500);
+
+/// How long the process of a guest whose memory is lost may take to end in order.
+const ENDING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the main thread waits for.
 enum Happening {
@@ -175,6 +181,9 @@ pub fn run_machine(
     thread::Builder::new()
         .name("guest-exit".into())
         .spawn(move || drop(ends.send(Happening::GuestEnded(ended.wait()))))?;
+    if let Some(fill) = machine.memory_fill() {
+        watch_fill(fill, exit.clone(), Arc::clone(&events))?;
+    }
     let mirror = Arc::new(OnceLock::new());
     let paused = Arc::new(AtomicBool::new(false));
     let instance = RunningGuest {
@@ -203,6 +212,30 @@ pub fn run_machine(
     run.events.close();
     drop((server, keyboard));
     Ok(status)
+}
+
+/// Tells how memory comes, and sees to it that the process ends if it does not.
+fn watch_fill(fill: MemoryFill, exit: ExitHandle, events: Arc<EventLog>) -> io::Result<()> {
+    let began = Instant::now();
+    let watch = move || loop {
+        let (there, pages) = fill.pages();
+        match fill.wait(FILL_REPORTS) {
+            Ok(false) => events.tell(Report::MemoryArriving { there, pages }),
+            Ok(true) => {
+                let micros = began.elapsed().as_micros() as u64;
+                return events.tell(Report::MemoryComplete { pages, micros });
+            }
+            Err(_) if matches!(exit.get(), Some(Exit::Error(_))) => {
+                // The main thread may itself wait for a page that never comes.
+                thread::sleep(ENDING_PATIENCE);
+                eprintln!("error: the process waits for memory that cannot be had; it is ended");
+                std::process::exit((ExitStatus::GuestCrashed as u8).into());
+            }
+            Err(_) => return,
+        }
+    };
+    thread::Builder::new().name("memory-fill".into()).spawn(watch)?;
+    Ok(())
 }
 
 fn connect_keyboard(machine: &Machine, even_if_no_terminal: bool) -> io::Result<Option<Keyboard>> {

@@ -58,7 +58,13 @@ fn open(options: &RestoreOptions, console: Arc<Console>) -> Result<Machine, Rest
     for (state, memory) in &options.diffs {
         chain.push(Snapshot::open(state, memory)?);
     }
-    let mode = if options.copy || !options.diffs.is_empty() { RestoreMode::Copy } else { RestoreMode::Map };
+    let mode = if options.on_demand {
+        RestoreMode::OnDemand { eager: true }
+    } else if options.copy || !options.diffs.is_empty() {
+        RestoreMode::Copy
+    } else {
+        RestoreMode::Map
+    };
     let source = RestoreSource {
         chain,
         mode,

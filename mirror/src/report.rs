@@ -161,6 +161,20 @@ pub enum Report {
         /// Why.
         reason: String,
     },
+    /// The guest's memory comes from a snapshot while it runs.
+    MemoryArriving {
+        /// Pages that are there.
+        there: u64,
+        /// Pages that the snapshot has.
+        pages: u64,
+    },
+    /// All of the guest's memory has come from the snapshot.
+    MemoryComplete {
+        /// Pages that the snapshot has.
+        pages: u64,
+        /// Microseconds that it took.
+        micros: u64,
+    },
     /// The guest has ended.
     Ended {
         /// How.

@@ -1,10 +1,15 @@
 //! Snapshots by the command line: real processes, one that is killed and one that goes on.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use mirror::memory::PAGE_SIZE;
+use mirror::report::Report;
 use rustix::process::Signal;
+use tests::pair::await_report;
 use tests::process::{Process, configuration, understudy};
+use vmm::snapshot::pages::{DATA, PageReader};
 
 /// Runs the command to its end.
 fn command(arguments: &[&str], api: &Path) -> Output {
@@ -16,9 +21,10 @@ fn succeeds(arguments: &[&str], api: &Path) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The numbers that the guest has counted.
+/// The numbers that the guest has counted, in lines that are whole.
 fn counts(text: &str) -> Vec<u64> {
-    let counts = text.lines().filter_map(|line| line.strip_prefix("count cpu=0 n="));
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let counts = whole.lines().filter_map(|line| line.strip_prefix("count cpu=0 n="));
     counts.filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect()
 }
 
@@ -26,37 +32,70 @@ fn assert_contiguous(numbers: &[u64]) {
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
 }
 
+/// A guest that is snapshotted while it stands still, and killed; its files of state and memory in `folder`.
+fn killed(folder: &Path) -> (Process, String, String) {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (api, state, memory) = (folder.join("api"), path("state"), path("memory"));
+    let config = configuration(folder, "embedded:guest", None);
+    let primary =
+        Process::start(&["run", "--config-file", &config, "--api-sock", &api.display().to_string()]);
+    primary.console.await_text(|text| text.contains("count cpu=0 n=30 "));
+    succeeds(&["pause"], &api);
+    succeeds(&["snapshot", "--state", &state, "--memory", &memory], &api);
+    primary.signal(Signal::KILL);
+    (primary, state, memory)
+}
+
+/// Lets a guest go on in a new process in each of the ways `how`, and checks that it does so exactly.
+fn goes_on_exactly(how: &[Option<&str>]) -> Vec<Process> {
+    let folder = tempfile::tempdir().unwrap();
+    let (primary, state, memory) = killed(folder.path());
+    let go_on = |how: Option<&str>| {
+        let mut arguments = vec!["restore", "--state", &state, "--memory", &memory];
+        arguments.extend(how);
+        let restored = Process::start(&arguments);
+        let first = *counts(&primary.console.text()).last().unwrap();
+        restored.console.await_text(|text| counts(text).last().is_some_and(|&n| n > first + 30));
+        // A line may begin in the one and end in the other.
+        let text = primary.console.text() + &restored.console.text();
+        assert_contiguous(&counts(&text));
+        let verified: Vec<&str> = text.lines().filter(|line| line.contains("wrong=")).collect();
+        assert!(verified.iter().all(|line| line.contains("wrong=0")), "{verified:?}");
+        restored
+    };
+    how.iter().copied().map(go_on).collect()
+}
+
 mod kvm {
     use super::*;
 
     #[test]
     fn guest_goes_on_in_a_new_process_with_nothing_lost_or_repeated() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).display().to_string();
-        let (api, later) = (folder.path().join("api"), folder.path().join("later"));
-        let config = configuration(folder.path(), "embedded:guest", None);
-        let primary =
-            Process::start(&["run", "--config-file", &config, "--api-sock", &api.display().to_string()]);
-        primary.console.await_text(|text| text.contains("count cpu=0 n=30 "));
-        succeeds(&["pause"], &api);
-        let (state, memory) = (path("state"), path("memory"));
-        succeeds(&["snapshot", "--state", &state, "--memory", &memory], &api);
-        primary.signal(Signal::KILL);
+        goes_on_exactly(&[None, Some("--copy")]);
+    }
 
-        for (index, how) in [None, Some("--copy")].into_iter().enumerate() {
-            let socket = format!("{}{index}", later.display());
-            let mut arguments =
-                vec!["restore", "--state", &state, "--memory", &memory, "--api-sock", &socket];
-            arguments.extend(how);
-            let restored = Process::start(&arguments);
-            let first = *counts(&primary.console.text()).last().unwrap();
-            restored.console.await_text(|text| counts(text).last().is_some_and(|&n| n > first + 30));
-            let mut all = counts(&primary.console.text());
-            all.extend(counts(&restored.console.text()));
-            assert_contiguous(&all);
-            let text = restored.console.text();
-            let verified: Vec<&str> = text.lines().filter(|line| line.contains("wrong=")).collect();
-            assert!(verified.iter().all(|line| line.contains("wrong=0")), "{verified:?}");
+    mod userfault {
+        use super::*;
+
+        #[test]
+        fn guest_goes_on_while_its_memory_comes_and_all_of_it_does() {
+            let restored = goes_on_exactly(&[Some("--on-demand")]).remove(0);
+            await_report(&restored.reports, |report| matches!(report, Report::MemoryComplete { .. }));
+        }
+
+        #[test]
+        fn guest_whose_memory_cannot_be_read_ends_its_process_which_says_why() {
+            let folder = tempfile::tempdir().unwrap();
+            let (_, state, memory) = killed(folder.path());
+            // The last pages that there are: the guest runs when they are missed.
+            let file = std::fs::File::options().read(true).write(true).open(&memory).unwrap();
+            let last = PageReader::open(Path::new(&memory)).unwrap().present().iter().last().unwrap();
+            file.write_all_at(&[0x5a; PAGE_SIZE], DATA + last * PAGE_SIZE as u64).unwrap();
+            let mut restored =
+                Process::start(&["restore", "--on-demand", "--state", &state, "--memory", &memory]);
+            assert_eq!(restored.wait().code(), Some(4));
+            let said = restored.errors.await_text(|text| text.contains("guest memory cannot be fetched"));
+            assert!(said.contains(&memory), "{said}");
         }
     }
 

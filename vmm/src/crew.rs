@@ -25,10 +25,16 @@ pub(crate) enum Order {
     Quit,
 }
 
-/// A vCPU thread has ended although nobody told it to: a bug in the VMM.
+/// Why the vCPU threads do not carry out an order.
 #[derive(Debug, Error)]
-#[error("a vCPU thread is gone")]
-pub struct CrewError;
+pub enum CrewError {
+    /// One has ended although nobody told it to: a bug in the VMM.
+    #[error("a vCPU thread is gone")]
+    Gone,
+    /// One may never come back.
+    #[error("the machine waits for memory that cannot be had")]
+    Stuck,
+}
 
 #[derive(Debug)]
 struct Gate {
@@ -42,6 +48,10 @@ struct Gate {
     ended: bool,
     /// Threads that are gone.
     gone: usize,
+    /// Threads that were told to end, and do.
+    quit: usize,
+    /// Threads may never come back: nobody waits for them any more.
+    stuck: bool,
 }
 
 /// The vCPU threads, seen from the coordinator and from each other.
@@ -56,7 +66,16 @@ impl Crew {
     /// A crew whose threads will find the order to park.
     pub(crate) fn new(kicks: Vec<Kick>) -> Self {
         let parked = kicks.len();
-        let gate = Gate { generation: 0, order: Order::Park, parked, done: parked, ended: false, gone: 0 };
+        let gate = Gate {
+            generation: 0,
+            order: Order::Park,
+            parked,
+            done: parked,
+            ended: false,
+            gone: 0,
+            quit: 0,
+            stuck: false,
+        };
         Self { kicks, gate: Mutex::new(gate), orders: Condvar::new(), reports: Condvar::new() }
     }
 
@@ -100,15 +119,34 @@ impl Crew {
         self.wait(|gate| gate.done)
     }
 
+    /// Waits until all `threads` that were started have followed the order to quit.
+    pub(crate) fn wait_quit(&self, threads: usize) -> Result<(), CrewError> {
+        self.wait_until(|gate| gate.quit + gate.gone >= threads).map(drop)
+    }
+
+    /// Threads may be stuck for ever: nobody waits for them, now or later.
+    pub(crate) fn give_up(&self) {
+        self.lock().stuck = true;
+        self.reports.notify_all();
+    }
+
     fn wait(&self, count: impl Fn(&Gate) -> usize) -> Result<(), CrewError> {
+        let all = |gate: &Gate| count(gate) >= self.kicks.len();
+        let gate = self.wait_until(|gate| all(gate) || gate.gone > 0)?;
+        if all(&gate) { Ok(()) } else { Err(CrewError::Gone) }
+    }
+
+    fn wait_until(&self, reached: impl Fn(&Gate) -> bool) -> Result<MutexGuard<'_, Gate>, CrewError> {
         let mut gate = self.lock();
-        while count(&gate) < self.kicks.len() {
-            if gate.gone > 0 {
-                return Err(CrewError);
+        loop {
+            if gate.stuck {
+                return Err(CrewError::Stuck);
+            }
+            if reached(&gate) {
+                return Ok(gate);
             }
             gate = self.reports.wait(gate).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(())
     }
 
     /// Whether the run has ended.
@@ -224,9 +262,11 @@ impl Member<'_> {
 impl Drop for Member<'_> {
     fn drop(&mut self) {
         let mut gate = self.crew.lock();
-        if gate.order != Order::Quit {
+        if gate.order == Order::Quit {
+            gate.quit += 1;
+        } else {
             gate.gone += 1;
-            self.crew.reports.notify_all();
         }
+        self.crew.reports.notify_all();
     }
 }

@@ -19,6 +19,7 @@ pub mod snapshot;
 pub mod standby;
 pub mod state;
 mod update;
+mod userfault;
 mod vcpu;
 pub mod vcpu_state;
 pub mod vm_state;

@@ -2,6 +2,7 @@
 
 mod create;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use crate::memory::{Memory, MemoryError, Slots};
 use crate::msrs::{self, MsrError};
 use crate::platform::{DevicesCapture, MmioWindow, VirtioDevices};
 use crate::processor::Processor;
+use crate::snapshot::pager::{MemoryFill, MemoryLost, NotWhole, Pager};
 use crate::snapshot::take::SnapshotTracking;
 use crate::state::{self, MachineState, StateError};
 use crate::update::DeviceLimits;
@@ -79,6 +81,9 @@ pub enum MachineError {
     /// Nothing was captured.
     #[error("no state was captured that could be encoded")]
     NotCaptured,
+    /// Memory.
+    #[error(transparent)]
+    Lost(#[from] MemoryLost),
     /// The state is that of another machine.
     #[error("the state has {state} {what} and the machine {machine}")]
     Count {
@@ -337,7 +342,30 @@ impl Machine {
         Ok(())
     }
 
+    /// Tells how much of memory is there, if it comes on demand.
+    pub fn memory_fill(&self) -> Option<MemoryFill> {
+        self.memory.pager().map(|pager| pager.fill())
+    }
+
     // --- for snapshots
+
+    /// Waits until all of memory is there.
+    pub(crate) fn complete_memory(
+        &self,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<(), NotWhole> {
+        self.memory.pager().map_or(Ok(()), |pager| pager.complete(progress))
+    }
+
+    /// Lets the guest run although memory is not all there yet. If it cannot be had, the run ends.
+    pub(crate) fn rely_on_pager(&self) -> Result<(), MemoryLost> {
+        let Some(pager) = self.memory.pager() else { return Ok(()) };
+        let (shared, exit) = (Arc::downgrade(&self.shared), self.exit_handle());
+        pager.arm(move |lost| match shared.upgrade() {
+            Some(shared) => shared.lose(&lost),
+            None => exit.set(Exit::Error(lost.to_string())),
+        })
+    }
 
     #[cfg(test)]
     pub(crate) fn memory(&self) -> &Memory {
@@ -419,6 +447,10 @@ impl Guest for Machine {
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
+        // The mirror reads what it sends, also in its pauses, and must not wait for a file.
+        if let Err(NotWhole::Lost(lost)) = self.complete_memory(&mut |_, _| ControlFlow::Continue(())) {
+            return Err(lost.into());
+        }
         self.slots.set_logging(&self.vm, true)?;
         self.tracking = true;
         Ok(())
@@ -501,6 +533,14 @@ impl Guest for Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.shared.crew.order(Order::Quit);
+        let all_quit = self.shared.crew.wait_quit(self.threads.len());
+        // Nothing is carried out any more for a guest that is gone.
+        self.shared.platform.virtio.pause();
+        if all_quit.is_err() || self.shared.pager.as_deref().is_some_and(Pager::is_lost) {
+            // Threads wait for memory that never comes: what they use stays until the process ends.
+            std::mem::forget(Arc::clone(&self.shared));
+            return;
+        }
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so.
             let _ = thread.join();

@@ -21,6 +21,8 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionCollection, GuestRegionMmap};
 
+use crate::snapshot::pager::Pager;
+
 /// Where the hole for devices below 4 GiB begins.
 pub const HOLE_START: u64 = 0xc000_0000;
 /// Where it ends and memory goes on.
@@ -96,6 +98,8 @@ pub(crate) struct Memory {
     /// The memory file; none if memory is a private mapping of somebody else's.
     file: Option<Arc<File>>,
     returned: Returned,
+    /// Who provides pages that are missing still.
+    pager: Option<Arc<Pager>>,
 }
 
 impl Memory {
@@ -106,7 +110,16 @@ impl Memory {
         let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
         let ram = map(&layout, &file, 0, libc::MAP_SHARED | reserve, huge)?;
         let returned = Returned::new(&layout, Some(Arc::clone(&file)));
-        Ok(Self { ram, layout, file: Some(file), returned })
+        Ok(Self { ram, layout, file: Some(file), returned, pager: None })
+    }
+
+    /// The same memory, untouched so far, whose pages `pager` provides.
+    #[must_use]
+    pub(crate) fn provided_by(mut self, pager: Pager) -> Self {
+        let pager = Arc::new(pager);
+        self.returned.pager = Some(Arc::clone(&pager));
+        self.pager = Some(pager);
+        self
     }
 
     /// Memory of `layout` whose pages are those of `file` from `offset` on until they are written; `file` is not changed.
@@ -118,10 +131,16 @@ impl Memory {
         })?);
         let ram = map(&layout, &file, offset, libc::MAP_PRIVATE | libc::MAP_NORESERVE, false)?;
         let returned = Returned::new(&layout, None);
-        Ok(Self { ram, layout, file: None, returned })
+        Ok(Self { ram, layout, file: None, returned, pager: None })
     }
+
     pub(crate) fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// Who provides pages that are missing still.
+    pub(crate) fn pager(&self) -> Option<&Arc<Pager>> {
+        self.pager.as_ref()
     }
 
     /// Where pages go that the guest gives back.
@@ -133,9 +152,13 @@ impl Memory {
         &self.layout
     }
 
-    /// Adds the pages that the file holds. Asks the file and reads no page: reading a hole would fill it. Where the file
+    /// Adds the pages that the file holds, or will when the pager has provided them. Asks the file and reads no page: reading a hole would fill it. Where the file
     /// cannot tell (huge pages, somebody else's file), every page counts as populated.
     pub(crate) fn populated(&self, into: &mut DirtySet) -> Result<(), MemoryError> {
+        // First: what is no longer missing is in the file.
+        if let Some(pager) = &self.pager {
+            pager.missing(into);
+        }
         let end = self.layout.bytes();
         let Some(file) = &self.file else {
             into.insert_range(0, self.layout.pages());
@@ -164,6 +187,8 @@ pub(crate) struct Returned {
     layout: Layout,
     /// The memory file; without one the pages cannot be given to the host.
     file: Option<Arc<File>>,
+    /// It must not provide them again.
+    pager: Option<Arc<Pager>>,
     /// Since the mirror last asked.
     pages: Arc<Mutex<DirtySet>>,
 }
@@ -171,7 +196,7 @@ pub(crate) struct Returned {
 impl Returned {
     fn new(layout: &Layout, file: Option<Arc<File>>) -> Self {
         let pages = Arc::new(Mutex::new(DirtySet::new(layout.pages())));
-        Self { layout: layout.clone(), file, pages }
+        Self { layout: layout.clone(), file, pager: None, pages }
     }
 
     /// Moves the pages to `into`.
@@ -201,10 +226,15 @@ impl Discard for Returned {
 impl Returned {
     fn give_back(&self, page: u64, count: u64) {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner).insert_range(page, count);
-        if let Some(file) = &self.file {
+        let Some(file) = &self.file else { return };
+        let punch = || {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // Of huge pages only whole ones are freed; a file that refuses keeps its pages, and nothing is lost.
             let _ = fallocate(file, flags, page * PAGE_SIZE as u64, count * PAGE_SIZE as u64);
+        };
+        match &self.pager {
+            Some(pager) => pager.give_up(page, count, punch),
+            None => punch(),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::crew::{Crew, Member, Order};
 use crate::exit::{Exit, ExitHandle};
 use crate::failure;
 use crate::platform::Platform;
+use crate::snapshot::pager::{MemoryLost, Pager};
 use crate::vcpu_state::{VcpuCapture, VcpuState, VcpuStateError};
 
 /// How often a vCPU that waits for the console to drain looks again. A pause reaches it without that.
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) exit: ExitHandle,
     pub(crate) tsc_control: bool,
+    /// Who provides pages of memory that are missing still. Behind the devices: they may need it to the end.
+    pub(crate) pager: Option<Arc<Pager>>,
 }
 
 impl Shared {
@@ -45,6 +48,13 @@ impl Shared {
         if self.crew.end() {
             self.exit.set(exit);
         }
+    }
+
+    /// Memory is lost: nothing runs on, and whoever waits for a missing page waits for ever.
+    pub(crate) fn lose(&self, lost: &MemoryLost) {
+        self.end(Exit::Error(lost.to_string()));
+        self.platform.virtio.give_up();
+        self.crew.give_up();
     }
 
     /// The body of the thread of vCPU `index`.

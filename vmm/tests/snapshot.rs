@@ -2,94 +2,24 @@
 
 mod common;
 
-use std::borrow::Cow;
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use common::watch::Watch;
-use common::{Output, console};
+use common::console;
+use common::snapshots::{CPUS, Files, assert_same, restored, take, working};
 use mirror::guest::Guest;
 use mirror::memory::PAGE_SIZE;
-use resources::GUEST_ELF;
 use resources::protocol::{ExpectedCounter, Line};
 use tempfile::TempDir;
 use vmm::snapshot::pages::PageReader;
-use vmm::snapshot::state_file::StateFile;
 use vmm::snapshot::{
-    FileError, Kind, RestoreError, RestoreMode, RestoreSource, Snapshot, SnapshotError, SnapshotReport,
-    SnapshotRequest, merge,
+    FileError, Kind, RestoreError, RestoreMode, RestoreSource, Snapshot, SnapshotError, SnapshotRequest,
+    merge,
 };
-use vmm::{Boot, Host, HostResources, KernelImage, Machine, MachineConfig, MachineState};
-
-const CPUS: u8 = 2;
-
-/// A guest that counts, writes and checks its memory.
-fn working() -> (Machine, Watch) {
-    let (console, output) = console();
-    let config = MachineConfig::new(CPUS, 64).tracked();
-    let mut machine = Machine::create(&config, console).unwrap();
-    let kernel = KernelImage::Bytes(Cow::Borrowed(GUEST_ELF));
-    let cmdline = format!("cpus={CPUS} workload=count,dirty,verify dirty.rate=5000");
-    machine.load(&Boot { kernel, initrd: None, cmdline }).unwrap();
-    machine.start();
-    let mut watch = Watch::new(output, CPUS);
-    watch.until(20, 1);
-    (machine, watch)
-}
-
-/// The files of a snapshot.
-struct Files {
-    state: PathBuf,
-    memory: PathBuf,
-}
-
-impl Files {
-    fn new(folder: &Path, name: &str) -> Self {
-        Self { state: folder.join(format!("{name}.state")), memory: folder.join(format!("{name}.memory")) }
-    }
-
-    fn open(&self) -> Result<Snapshot, RestoreError> {
-        Snapshot::open(&self.state, &self.memory)
-    }
-
-    fn are_there(&self) -> bool {
-        self.state.exists() || self.memory.exists()
-    }
-}
-
-fn take(machine: &mut Machine, kind: Kind, files: &Files) -> Result<SnapshotReport, SnapshotError> {
-    let request = SnapshotRequest { kind, state: files.state.clone(), memory: files.memory.clone() };
-    machine.snapshot(&request, &mut |_, _| ControlFlow::Continue(()))
-}
-
-fn restored(chain: Vec<Snapshot>, mode: RestoreMode) -> (Machine, Output) {
-    let (console, output) = console();
-    let source = RestoreSource { chain, mode, resources: HostResources::default(), track_dirty_pages: true };
-    let machine = Machine::from_snapshot(&Host::open().unwrap(), &source, console).unwrap();
-    (machine, output)
-}
-
-/// Page `page` as `pages` has it.
-fn page(pages: &PageReader, page: u64) -> Vec<u8> {
-    let mut body = vec![0; PAGE_SIZE];
-    if pages.present().contains(page) {
-        pages.read(page, &mut body).unwrap();
-    }
-    body
-}
-
-/// Whether two full snapshots are of the same moment, byte for byte.
-fn assert_same(a: &Files, b: &Files) {
-    let (a_pages, b_pages) = (PageReader::open(&a.memory).unwrap(), PageReader::open(&b.memory).unwrap());
-    for number in 0..a_pages.header().layout.pages() {
-        assert!(page(&a_pages, number) == page(&b_pages, number), "page {number} differs");
-    }
-    let state = |files: &Files| MachineState::decode(&StateFile::read(&files.state).unwrap().state).unwrap();
-    assert_eq!(state(a).differences(&state(b)), Vec::<String>::new());
-}
+use vmm::{Host, HostResources, Machine};
 
 #[test]
 fn restored_machine_goes_on_exactly_where_the_snapshot_was_taken() {

@@ -138,6 +138,7 @@ impl Machine {
             ram: Arc::clone(memory.ram()),
             exit,
             tsc_control: host.tsc_control(),
+            pager: memory.pager().cloned(),
         });
         let mut machine = Self {
             config: config.clone(),

@@ -37,12 +37,14 @@ struct Gate {
 struct GateState {
     closed: bool,
     working: bool,
+    /// Whoever works may never come back: nobody waits for it any more.
+    stuck: bool,
 }
 
 impl Default for GateState {
     fn default() -> Self {
         // A machine begins paused.
-        Self { closed: true, working: false }
+        Self { closed: true, working: false, stuck: false }
     }
 }
 
@@ -64,13 +66,23 @@ impl Gate {
     fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        while state.working {
+        while state.working && !state.stuck {
             state = self.wait(state);
         }
     }
 
     fn open(&self) {
-        self.lock().closed = false;
+        let mut state = self.lock();
+        state.closed = state.stuck;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn give_up(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.stuck = true;
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -124,6 +136,11 @@ impl DeviceLoop {
     /// Returns when no device works any more, nor will until [`Self::open`].
     pub(crate) fn close(&self) {
         self.gate.close();
+    }
+
+    /// The loop may be stuck for ever: nobody waits for it, now or later, and it does nothing more.
+    pub(crate) fn give_up(&self) {
+        self.gate.give_up();
     }
 
     /// Lets the devices work.

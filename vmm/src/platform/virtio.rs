@@ -123,6 +123,13 @@ impl VirtioDevices {
         }
     }
 
+    /// A device may be stuck for ever: nobody waits for it, and none works any more.
+    pub(crate) fn give_up(&self) {
+        if let Some(served) = &self.served {
+            served.give_up();
+        }
+    }
+
     /// Lets the devices work.
     pub(crate) fn resume(&self) {
         if let Some(served) = &self.served {

@@ -7,6 +7,7 @@
 //! [`take`] writes a snapshot while the guest runs, in rounds as the mirror seeds a standby; the last pages and the
 //! state are taken in one pause. The files appear under their names only when they are whole.
 
+pub mod pager;
 pub mod pages;
 mod publish;
 pub mod restore;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
+pub use pager::{MemoryFill, MemoryLost, PagerError};
 pub use restore::{RestoreError, RestoreMode, RestoreSource, Snapshot, merge};
 pub use take::{Kind, SnapshotError, SnapshotReport, SnapshotRequest};
 

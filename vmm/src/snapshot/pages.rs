@@ -208,12 +208,23 @@ impl PageReader {
     /// # Errors
     /// [`FileError`]
     pub fn read(&self, page: u64, body: &mut [u8]) -> Result<(), FileError> {
-        let damaged = || FileError::Damaged { path: self.path.clone(), part: format!("page {page}") };
-        let checksum = self.checksum(page).ok_or_else(damaged)?;
+        self.read_run(page, body)
+    }
+
+    /// Reads as many pages from `first` on as fit `bodies`, and verifies them. One that is not present is refused.
+    ///
+    /// # Errors
+    /// [`FileError`]
+    pub fn read_run(&self, first: u64, bodies: &mut [u8]) -> Result<(), FileError> {
         self.file
-            .read_exact_at(body, DATA + page * PAGE_SIZE as u64)
+            .read_exact_at(bodies, DATA + first * PAGE_SIZE as u64)
             .map_err(|cause| FileError::Read { path: self.path.clone(), cause })?;
-        if xxh3_64(body) == checksum { Ok(()) } else { Err(damaged()) }
+        for (page, body) in (first..).zip(bodies.chunks(PAGE_SIZE)) {
+            if self.checksum(page) != Some(xxh3_64(body)) {
+                return Err(FileError::Damaged { path: self.path.clone(), part: format!("page {page}") });
+            }
+        }
+        Ok(())
     }
 
     /// Reads and verifies every page.

@@ -7,6 +7,7 @@ use mirror::console::Console;
 use mirror::memory::{PAGE_SIZE, PageMemory};
 use thiserror::Error;
 
+use super::pager::{Pager, PagerError};
 use super::pages::{PageReader, PageWriter};
 use super::publish::Unpublished;
 use super::state_file::StateFile;
@@ -28,7 +29,7 @@ pub struct Snapshot {
     processor: Processor,
     state: MachineState,
     encoded: StateFile,
-    pages: PageReader,
+    pages: Arc<PageReader>,
 }
 
 /// Why a snapshot cannot be used.
@@ -61,6 +62,12 @@ pub enum RestoreError {
         "memory can only be mapped from one full snapshot of ordinary pages; merge the snapshots first, or copy"
     )]
     CannotMap,
+    /// Memory cannot come on demand.
+    #[error(transparent)]
+    OnDemand(#[from] PagerError),
+    /// Nor can huge pages.
+    #[error("memory of huge pages cannot be provided on demand: copy it")]
+    HugeOnDemand,
     /// A device is elsewhere than the machine knows.
     #[error(transparent)]
     Unknown(#[from] UnknownDevice),
@@ -97,7 +104,14 @@ impl Snapshot {
             let reason = format!("its layout is not that of a machine with {} MiB", config.mem_size_mib);
             return Err(FileError::Content { path: memory.into(), reason }.into());
         }
-        Ok(Self { identity: encoded.identity.clone(), config, processor, state: machine, encoded, pages })
+        Ok(Self {
+            identity: encoded.identity.clone(),
+            config,
+            processor,
+            state: machine,
+            encoded,
+            pages: Arc::new(pages),
+        })
     }
 
     /// What the machine is made of.
@@ -132,6 +146,12 @@ pub enum RestoreMode {
     Map,
     /// Every page is read and verified before the guest runs.
     Copy,
+    /// Every page is read and verified when it is touched first. The files must not change until all are read.
+    OnDemand {
+        /// Pages that nobody touches are read, too, as soon as can be. Without, they are when all are needed: for a
+        /// snapshot or a mirror.
+        eager: bool,
+    },
 }
 
 /// What to restore, and how.
@@ -168,11 +188,18 @@ impl Machine {
                 return Err(RestoreError::CannotMap);
             }
             RestoreMode::Map => Memory::map_private(layout, base.pages.file(), super::pages::DATA),
-            RestoreMode::Copy => Memory::new(layout, config.huge_pages),
+            RestoreMode::OnDemand { .. } if config.huge_pages => return Err(RestoreError::HugeOnDemand),
+            RestoreMode::Copy | RestoreMode::OnDemand { .. } => Memory::new(layout, config.huge_pages),
         };
-        let memory = memory.map_err(CreateError::Memory)?;
-        if source.mode == RestoreMode::Copy {
-            copy(&source.chain, &memory)?;
+        let mut memory = memory.map_err(CreateError::Memory)?;
+        match source.mode {
+            RestoreMode::Map => {}
+            RestoreMode::Copy => copy(&source.chain, &memory)?,
+            RestoreMode::OnDemand { eager } => {
+                let chain = source.chain.iter().map(|snapshot| Arc::clone(&snapshot.pages)).collect();
+                let pager = Pager::start(memory.ram(), chain, eager)?;
+                memory = memory.provided_by(pager);
+            }
         }
         let mut machine = Self::create_in(host, &config, console, ExitHandle::default(), memory)?;
         let missing = last.processor.missing_in(&machine.processor());
@@ -180,6 +207,7 @@ impl Machine {
             return Err(RestoreError::Processor(missing));
         }
         machine.restore(&last.state)?;
+        machine.rely_on_pager().map_err(MachineError::from)?;
         if config.track_dirty_pages {
             let pages = mirror::dirty::DirtySet::new(machine.layout().pages());
             machine.snapshots = SnapshotTracking { since: Some((last.identity.id, pages)) };

@@ -12,6 +12,7 @@ use mirror::memory::{PAGE_SIZE, PageMemory};
 use mirror::primary::convergence::{Round, judge};
 use thiserror::Error;
 
+use super::pager::NotWhole;
 use super::pages::PageWriter;
 use super::publish::Unpublished;
 use super::state_file::StateFile;
@@ -102,7 +103,8 @@ pub enum SnapshotError {
     Capture(GuestError),
 }
 
-/// Told how far a snapshot is: pages written and pages to write, in the current round. Breaks it off by its answer.
+/// Told how far a snapshot is: pages written and pages to write, in the current round; before that, of memory that comes
+/// on demand, pages that are there and pages that there are. Breaks it off by its answer.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
 /// What a machine knows of its snapshots.
@@ -132,6 +134,11 @@ impl Machine {
             (None, Kind::Diff) => return Err(SnapshotError::NoBase),
             (since, _) => since.clone(),
         };
+        match self.complete_memory(progress) {
+            Ok(()) => {}
+            Err(NotWhole::Lost(lost)) => return Err(MachineError::from(lost).into()),
+            Err(NotWhole::Cancelled) => return Err(SnapshotError::Cancelled),
+        }
         let runs = self.runs();
         let logged = self.logs();
         let mut attempt = Attempt {
