@@ -1,19 +1,20 @@
 //! Benchmarks of Understudy. Figures of one run are to be compared with each other, not between machines.
 //!
-//! `cargo run --release -p tests --bin bench -- boot|seed|pause|failover|all [--json]`
+//! `cargo run --release -p tests --bin bench -- boot|seed|pause|service|failover|all [--json]`
 
 mod boot;
 mod failover;
 mod figures;
 mod pause;
 mod seed;
+mod service;
 
 use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 use tests::process::understudy;
 
-const NAMES: [&str; 4] = ["boot", "seed", "pause", "failover"];
+const NAMES: [&str; 5] = ["boot", "seed", "pause", "service", "failover"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
             "boot" => json!(boot::measure(understudy)),
             "seed" => json!(seed::measure()),
             "pause" => json!(pause::measure()),
+            "service" => json!(service::measure(understudy)),
             _ => json!(failover::measure(understudy)),
         };
         if !json {
