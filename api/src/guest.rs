@@ -20,6 +20,7 @@ pub fn machine_config(config: &Config) -> MachineConfig {
         mem_size_mib: machine.mem_size_mib,
         huge_pages: machine.huge_pages == HugePages::TwoMib,
         track_dirty_pages: machine.track_dirty_pages,
+        cpu_template: config.cpu_template.clone(),
         devices: DevicesConfig {
             drives: config.drives.iter().map(Drive::device).collect(),
             nets: config.network_interfaces.iter().map(NetworkInterface::device).collect(),

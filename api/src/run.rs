@@ -60,7 +60,9 @@ impl RunError {
     /// The exit status that tells of it.
     pub fn status(&self) -> ExitStatus {
         match self {
-            Self::Config(_) | Self::Create(CreateError::Config(_)) => ExitStatus::Config,
+            Self::Config(_) | Self::Create(CreateError::Config(_) | CreateError::Template(_)) => {
+                ExitStatus::Config
+            }
             Self::Create(CreateError::Host(_))
             | Self::Restore(RestoreError::Create(CreateError::Host(_))) => ExitStatus::Unavailable,
             Self::Load(MachineError::Boot(_)) => ExitStatus::NoKernel,

@@ -12,6 +12,8 @@ use devices::virtio::vsock::VsockConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::cpu_template::CpuTemplate;
+
 /// Most vCPUs that a machine may have.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -29,6 +31,8 @@ pub struct MachineConfig {
     pub huge_pages: bool,
     /// Whether pages written are logged from the start, and not just from the start of tracking on.
     pub track_dirty_pages: bool,
+    /// How the processors differ from the host's.
+    pub cpu_template: CpuTemplate,
     /// Virtio devices.
     pub devices: DevicesConfig,
 }
@@ -148,6 +152,7 @@ impl MachineConfig {
             mem_size_mib,
             huge_pages: false,
             track_dirty_pages: false,
+            cpu_template: CpuTemplate::NONE,
             devices: DevicesConfig::NONE,
         }
     }

@@ -8,6 +8,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
+use crate::cpu_template::{CpuTemplate, TemplateError};
 use crate::dirty::TrackerKind;
 
 /// Where KVM is found.
@@ -62,6 +63,9 @@ pub enum HostError {
     /// The host's processor cannot be described.
     #[error("KVM_GET_SUPPORTED_CPUID: {0}")]
     Cpuid(kvm_ioctls::Error),
+    /// It cannot be reduced so.
+    #[error(transparent)]
+    Reduced(#[from] TemplateError),
     /// The list of model-specific registers cannot be had.
     #[error("KVM_GET_MSR_INDEX_LIST: {0}")]
     Msrs(kvm_ioctls::Error),
@@ -73,6 +77,7 @@ pub struct Host {
     tracker: TrackerKind,
     tsc_control: bool,
     tsc_deadline: bool,
+    reduced: CpuTemplate,
 }
 
 impl Host {
@@ -121,7 +126,7 @@ impl Host {
         let tracker = if manual { TrackerKind::Manual } else { TrackerKind::Legacy };
         let tsc_control = kvm.check_extension(Cap::TscControl);
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self { kvm, tracker, tsc_control, tsc_deadline })
+        Ok(Self { kvm, tracker, tsc_control, tsc_deadline, reduced: CpuTemplate::NONE })
     }
 
     /// Tracks dirty pages by `kind` from now on, if the host has it.
@@ -130,6 +135,13 @@ impl Host {
         if self.tracker == TrackerKind::Manual {
             self.tracker = kind;
         }
+        self
+    }
+
+    /// Passes for a host whose processor has no more than `template` leaves of this one's CPUID.
+    #[must_use]
+    pub fn reduced_by(mut self, template: CpuTemplate) -> Self {
+        self.reduced = template;
         self
     }
 
@@ -153,7 +165,9 @@ impl Host {
     }
 
     pub(crate) fn supported_cpuid(&self) -> Result<CpuId, HostError> {
-        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(HostError::Cpuid)
+        let mut cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(HostError::Cpuid)?;
+        self.reduced.change_cpuid(&mut cpuid)?;
+        Ok(cpuid)
     }
 
     pub(crate) fn msr_indices(&self) -> Result<Vec<u32>, HostError> {

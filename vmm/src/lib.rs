@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod config;
+pub mod cpu_template;
 mod cpuid;
 mod crew;
 pub mod dirty;
@@ -13,6 +14,7 @@ mod kick;
 pub mod machine;
 pub mod memory;
 pub mod msrs;
+mod optional_msrs;
 mod platform;
 pub mod processor;
 pub mod snapshot;
@@ -26,6 +28,7 @@ pub mod vm_state;
 
 pub use boot::{Boot, BootError, KernelImage};
 pub use config::{ConfigError, DevicesConfig, HostResources, MachineConfig, UnknownDevice};
+pub use cpu_template::{CpuTemplate, TemplateError};
 pub use exit::{Exit, ExitHandle};
 pub use host::{Host, HostError};
 pub use machine::{CreateError, Machine, MachineError, SerialInput};

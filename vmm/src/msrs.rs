@@ -1,10 +1,11 @@
 //! The model-specific registers of a vCPU: which there are, and how they are read and set.
 
-use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::host::msr_is_not_state;
+use crate::optional_msrs;
 
 pub(crate) const IA32_TSC: u32 = 0x10;
 pub(crate) const IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -55,8 +56,9 @@ pub(crate) struct MsrBuffer {
 }
 
 impl MsrBuffer {
-    /// Finds out which of `listed`, and of those that KVM does not list, `vcpu` can read.
-    pub(crate) fn probe(vcpu: &VcpuFd, listed: &[u32]) -> Result<Self, MsrError> {
+    /// Finds out which of `listed`, and of those that KVM does not list, `vcpu` can read and its guest, which sees
+    /// `cpuid`, may use.
+    pub(crate) fn probe(vcpu: &VcpuFd, listed: &[u32], cpuid: &[kvm_cpuid_entry2]) -> Result<Self, MsrError> {
         let mut wanted = listed.to_vec();
         wanted.extend(MTRRS.iter().flat_map(|&(first, count)| first..first + count));
         let banks = read(vcpu, MCG_CAP)?.unwrap_or(0) & 0xff;
@@ -64,6 +66,7 @@ impl MsrBuffer {
         wanted.sort_unstable();
         wanted.dedup();
         wanted.retain(|index| *index != APIC_BASE && !X2APIC.contains(index) && !msr_is_not_state(*index));
+        wanted.retain(|&index| optional_msrs::is_there(index, cpuid));
         // The deadline is set after all others: it is compared with the TSC when it is set.
         wanted.sort_by_key(|&index| index == IA32_TSC_DEADLINE);
         let readable = readable(vcpu, &wanted)?;
@@ -117,19 +120,26 @@ pub(crate) fn restore(vcpu: &VcpuFd, state: &[kvm_msr_entry]) -> Result<(), MsrE
 pub(crate) fn set_boot_values(vcpu: &VcpuFd) -> Result<(), MsrError> {
     for (index, bits) in [(IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MTRR_DEF_TYPE, MTRR_WRITE_BACK)] {
         let Some(old) = read(vcpu, index)? else { continue };
-        let request = entries([(index, old | bits)].into_iter());
         // A KVM without these registers boots just as well.
-        vcpu.set_msrs(&request).map_err(|cause| MsrError::Request { request: "KVM_SET_MSRS", cause })?;
+        set(vcpu, index, old | bits)?;
     }
     Ok(())
 }
 
 /// The value of one register; `None` if there is no such register.
-fn read(vcpu: &VcpuFd, index: u32) -> Result<Option<u64>, MsrError> {
+pub(crate) fn read(vcpu: &VcpuFd, index: u32) -> Result<Option<u64>, MsrError> {
     let mut request = entries([(index, 0)].into_iter());
     let count =
         vcpu.get_msrs(&mut request).map_err(|cause| MsrError::Request { request: "KVM_GET_MSRS", cause })?;
     Ok((count == 1).then(|| request.as_slice()[0].data))
+}
+
+/// Sets one register; says whether it took the value.
+pub(crate) fn set(vcpu: &VcpuFd, index: u32, value: u64) -> Result<bool, MsrError> {
+    let request = entries([(index, value)].into_iter());
+    let count =
+        vcpu.set_msrs(&request).map_err(|cause| MsrError::Request { request: "KVM_SET_MSRS", cause })?;
+    Ok(count == 1)
 }
 
 /// Those of `wanted` that `vcpu` can read.

@@ -8,8 +8,9 @@ use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
 /// A register of a CPUID leaf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Register {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "they are called so everywhere")]
+pub enum Register {
     Eax,
     Ebx,
     Ecx,
@@ -17,6 +18,26 @@ enum Register {
 }
 
 use Register::{Eax, Ebx, Ecx, Edx};
+
+impl Register {
+    pub(crate) fn of(self, entry: &kvm_cpuid_entry2) -> u32 {
+        match self {
+            Eax => entry.eax,
+            Ebx => entry.ebx,
+            Ecx => entry.ecx,
+            Edx => entry.edx,
+        }
+    }
+
+    pub(crate) fn of_mut(self, entry: &mut kvm_cpuid_entry2) -> &mut u32 {
+        match self {
+            Eax => &mut entry.eax,
+            Ebx => &mut entry.ebx,
+            Ecx => &mut entry.ecx,
+            Edx => &mut entry.edx,
+        }
+    }
+}
 
 /// The registers in which each bit is a feature: leaf, subleaf, register.
 const FEATURES: [(u32, u32, Register); 14] = [
@@ -134,14 +155,9 @@ impl Processor {
                 bytes.copy_from_slice(&word.to_le_bytes());
             }
         }
-        let features = FEATURES.iter().map(|&(function, index, register)| {
-            leaf(function, index).map_or(0, |entry| match register {
-                Eax => entry.eax,
-                Ebx => entry.ebx,
-                Ecx => entry.ecx,
-                Edx => entry.edx,
-            })
-        });
+        let features = FEATURES
+            .iter()
+            .map(|&(function, index, register)| leaf(function, index).map_or(0, |entry| register.of(entry)));
         let features = features.collect();
         let address_bits = leaf(0x8000_0008, 0).map_or(36, |entry| entry.eax as u8);
         Self { vendor, address_bits, features, msrs }

@@ -7,6 +7,7 @@ use mirror::ids::Guid;
 use mirror::link::Address;
 use mirror::primary::Settings;
 use serde::{Deserialize, Serialize};
+use vmm::CpuTemplate;
 
 use super::devices::{Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
 use super::not_yet::WholeFile;
@@ -41,6 +42,12 @@ pub struct Config {
     /// A console beside the serial port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console: Option<Console>,
+    /// The file with the CPU template.
+    #[serde(rename = "cpu-config", skip_serializing_if = "Option::is_none")]
+    pub cpu_config: Option<PathBuf>,
+    /// What is in it.
+    #[serde(skip)]
+    pub cpu_template: CpuTemplate,
 }
 
 impl Config {
@@ -56,6 +63,8 @@ impl Config {
             entropy: None,
             balloon: None,
             console: None,
+            cpu_config: None,
+            cpu_template: CpuTemplate::NONE,
         }
     }
 }
@@ -91,7 +100,7 @@ pub struct MachineSection {
     /// What guest memory is made of.
     #[serde(default)]
     pub huge_pages: HugePages,
-    /// Only `"None"` is supported.
+    /// Only `"None"`: a template is given in `cpu-config`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_template: Option<String>,
 }

@@ -7,8 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mirror::primary::Settings;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use cpu::CpuConfig;
+
+pub mod cpu;
 pub mod devices;
 mod file;
 mod locate;
@@ -76,6 +80,34 @@ pub enum ConfigError {
     },
 }
 
+fn value_error(path: &Path) -> impl FnOnce((&'static str, String)) -> ConfigError + '_ {
+    |(field, reason)| ConfigError::Value { path: path.into(), field, reason }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.into(), source };
+    let bytes = fs::metadata(path).map_err(failed)?.len();
+    if bytes > MAX_FILE {
+        return Err(ConfigError::TooLarge { path: path.into(), bytes });
+    }
+    fs::read_to_string(path).map_err(failed)
+}
+
+fn from_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    serde_json::from_str(text).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        let text_of_error = error.to_string();
+        let place = format!(" at line {line} column {column}");
+        let reason = text_of_error.strip_suffix(&place).unwrap_or(&text_of_error).to_owned();
+        let mut field = locate::field_at(text, line, column);
+        if reason.starts_with("missing field") {
+            // It is missing from the section, wherever the last of the fields that are there ends.
+            field.truncate(field.rfind('.').unwrap_or(0));
+        }
+        ConfigError::Syntax { path: path.into(), line, column, field, reason }
+    })
+}
+
 fn in_field(field: &str) -> String {
     if field.is_empty() { String::new() } else { format!("{field}: ") }
 }
@@ -86,32 +118,22 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]: the first thing that is wrong with it, and where.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.into(), source };
-        let bytes = fs::metadata(path).map_err(read)?.len();
-        if bytes > MAX_FILE {
-            return Err(ConfigError::TooLarge { path: path.into(), bytes });
+        let mut config = Self::parse(path, &read(path)?)?;
+        if let Some(path) = &config.cpu_config {
+            let template: CpuConfig = from_json(path, &read(path)?)?;
+            template.check().map_err(value_error(path))?;
+            config.cpu_template = template.template();
         }
-        Self::parse(path, &fs::read_to_string(path).map_err(read)?)
+        Ok(config)
     }
 
-    /// Reads and checks `text`; errors name `path` as the place it is from.
+    /// Reads and checks `text`; errors name `path` as the place it is from. The CPU template is not read.
     ///
     /// # Errors
     /// [`ConfigError`]: the first thing that is wrong with it, and where.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let mut config: Self = serde_json::from_str(text).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            let text_of_error = error.to_string();
-            let place = format!(" at line {line} column {column}");
-            let reason = text_of_error.strip_suffix(&place).unwrap_or(&text_of_error).to_owned();
-            let mut field = locate::field_at(text, line, column);
-            if reason.starts_with("missing field") {
-                // It is missing from the section, wherever the last of the fields that are there ends.
-                field.truncate(field.rfind('.').unwrap_or(0));
-            }
-            ConfigError::Syntax { path: path.into(), line, column, field, reason }
-        })?;
-        config.check().map_err(|(field, reason)| ConfigError::Value { path: path.into(), field, reason })?;
+        let mut config: Self = from_json(path, text)?;
+        config.check().map_err(value_error(path))?;
         Ok(config)
     }
 
@@ -138,7 +160,7 @@ impl Config {
             return Err(("machine-config.smt", reason));
         }
         if cpu_template.as_deref().is_some_and(|name| name != "None") {
-            let reason = "CPU templates are not supported yet; leave it out".into();
+            let reason = "there are no templates by name; give one of your own in cpu-config".into();
             return Err(("machine-config.cpu_template", reason));
         }
         if self.boot.kernel_image_path.is_empty() {

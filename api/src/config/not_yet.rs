@@ -4,9 +4,11 @@
 //! error. One with content is refused by its name, as a missing feature and not as a misspelling.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use vmm::CpuTemplate;
 
 use super::devices::{Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
 use super::file::{BootSource, Config, MachineSection, MirrorSection};
@@ -64,6 +66,8 @@ macro_rules! whole_file {
             balloon: Option<Balloon>,
             #[serde(default)]
             console: Option<Console>,
+            #[serde(default, rename = "cpu-config")]
+            cpu_config: Option<PathBuf>,
             $(
                 #[serde(default, rename = $section, deserialize_with = $function)]
                 #[allow(dead_code, reason = "there to be refused")]
@@ -80,7 +84,6 @@ macro_rules! whole_file {
 }
 
 whole_file! {
-    cpu_config "cpu_config": "cpu-config",
     logger "logger": "logger",
     memory_hotplug "memory_hotplug": "memory-hotplug",
     metrics "metrics": "metrics",
@@ -101,6 +104,8 @@ impl From<WholeFile> for Config {
             entropy: file.entropy,
             balloon: file.balloon,
             console: file.console,
+            cpu_config: file.cpu_config,
+            cpu_template: CpuTemplate::NONE,
         }
     }
 }

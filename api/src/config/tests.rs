@@ -145,6 +145,21 @@ fn console_has_one_other_end() {
 }
 
 #[test]
+fn cpu_template_is_read_from_its_own_file_and_errors_name_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let [config, template] = ["vm.json", "cpu.json"].map(|name| folder.path().join(name));
+    fs::write(&config, file(GOOD, &format!(", \"cpu-config\": {template:?}"))).unwrap();
+    let message = Config::load(&config).unwrap_err().to_string();
+    assert!(message.contains("cannot read") && message.contains("cpu.json"), "{message}");
+    fs::write(&template, "{\n  \"msr_modifiers\": [{\"addr\": \"0x3a\", \"bitmap\": \"0b2\"}]}").unwrap();
+    let message = Config::load(&config).unwrap_err().to_string();
+    assert!(message.contains("cpu.json:2:"), "{message}");
+    assert!(message.contains("msr_modifiers.bitmap: '2' in \"0b2\" is no bit"), "{message}");
+    fs::write(&template, r#"{"msr_modifiers": [{"addr": "0x3a", "bitmap": "0bx1"}]}"#).unwrap();
+    assert_eq!(Config::load(&config).unwrap().cpu_template.msrs[0].index, 0x3a);
+}
+
+#[test]
 fn file_that_is_not_there_is_named() {
     let message = Config::load(Path::new("/nonexistent/vm.json")).unwrap_err().to_string();
     assert!(message.contains("/nonexistent/vm.json"), "{message}");

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use mirror::console::Console;
 use mirror::memory::LayoutError;
@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::{Machine, PausePhases};
 use crate::config::{ConfigError, MachineConfig};
+use crate::cpu_template::{CpuTemplate, TemplateError};
 use crate::cpuid;
 use crate::crew::Crew;
 use crate::dirty;
@@ -22,6 +23,7 @@ use crate::kick::Kick;
 use crate::memory::{self, Memory, MemoryError, Slots};
 use crate::msrs::{MsrBuffer, MsrError};
 use crate::platform::{DevicesCapture, Platform, PlatformError};
+use crate::processor::Processor;
 use crate::snapshot::take::SnapshotTracking;
 use crate::vcpu::{Shared, Vcpu};
 use crate::vcpu_state::{VcpuCapture, VcpuStateError};
@@ -63,6 +65,9 @@ pub enum CreateError {
     /// CPUID has more entries than KVM takes.
     #[error("the host's processor has more CPUID entries than KVM takes")]
     Cpuid,
+    /// The CPU template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// Model-specific registers.
     #[error(transparent)]
     Msrs(#[from] MsrError),
@@ -128,7 +133,7 @@ impl Machine {
         // After the slots: with the controllers on its buses, KVM takes 4 to 8 ms longer to register a slot.
         create_interrupt_controllers(&vm)?;
         let tracker = request("KVM_ENABLE_CAP", dirty::tracker(host.tracker(), &vm, &slots))?;
-        let (vcpus, kicks) = create_vcpus(host, &vm, config.vcpu_count)?;
+        let (vcpus, kicks) = create_vcpus(host, &vm, config.vcpu_count, &config.cpu_template)?;
         let platform = Platform::new(&config.devices, &vm, memory.ram(), &console, memory.returned())?;
         let shared = Arc::new(Shared {
             vcpus,
@@ -188,21 +193,28 @@ fn create_interrupt_controllers(vm: &VmFd) -> Result<(), CreateError> {
     request("KVM_CREATE_PIT2", vm.create_pit2(pit))
 }
 
-fn create_vcpus(host: &Host, vm: &VmFd, count: u8) -> Result<(Vec<Vcpu>, Vec<Kick>), CreateError> {
-    let supported = host.supported_cpuid()?;
-    let listed = host.msr_indices()?;
+fn create_vcpus(
+    host: &Host,
+    vm: &VmFd,
+    count: u8,
+    template: &CpuTemplate,
+) -> Result<(Vec<Vcpu>, Vec<Kick>), CreateError> {
+    let supported = supported_cpuid(host, template)?;
+    let mut listed = host.msr_indices()?;
+    listed.extend(template.msrs.iter().map(|change| change.index));
     let xsave_bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
     let (mut vcpus, mut kicks, mut msrs) = (Vec::new(), Vec::new(), None);
     for index in 0..count {
         let fd = request("KVM_CREATE_VCPU", vm.create_vcpu(u64::from(index)))?;
         let cpuid = cpuid::for_vcpu(host, &supported, index, count).map_err(|_| CreateError::Cpuid)?;
         request("KVM_SET_CPUID2", fd.set_cpuid2(&cpuid))?;
+        template.set_msrs(&fd)?;
         if index == 0 {
             connect_local_interrupts(&fd)?;
         }
         let msrs = match &msrs {
             Some(msrs) => MsrBuffer::clone(msrs),
-            None => msrs.insert(MsrBuffer::probe(&fd, &listed)?).clone(),
+            None => msrs.insert(MsrBuffer::probe(&fd, &listed, cpuid.as_slice())?).clone(),
         };
         // SAFETY: the descriptor is borrowed from `fd`, which lives longer than the call.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
@@ -216,6 +228,23 @@ fn create_vcpus(host: &Host, vm: &VmFd, count: u8) -> Result<(Vec<Vcpu>, Vec<Kic
         });
     }
     Ok((vcpus, kicks))
+}
+
+/// What `template` leaves of what the host supports, and no more than that.
+fn supported_cpuid(host: &Host, template: &CpuTemplate) -> Result<CpuId, CreateError> {
+    let supported = host.supported_cpuid()?;
+    if *template == CpuTemplate::NONE {
+        return Ok(supported);
+    }
+    template.check_capabilities(host.kvm())?;
+    let mut changed = supported.clone();
+    template.change_cpuid(&mut changed)?;
+    let processor = |cpuid| {
+        let cpuid = cpuid::for_vcpu(host, cpuid, 0, 1).map_err(|_| CreateError::Cpuid)?;
+        Ok::<_, CreateError>(Processor::new(cpuid.as_slice(), Vec::new()))
+    };
+    let missing = processor(&changed)?.missing_in(&processor(&supported)?);
+    if missing.is_empty() { Ok(changed) } else { Err(TemplateError::Features(missing).into()) }
 }
 
 /// Connects the first processor's local APIC to the PIC, as firmware leaves it.
