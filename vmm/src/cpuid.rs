@@ -25,7 +25,8 @@ const LEVEL_CORE: u32 = 2 << 8;
 pub(crate) fn for_vcpu(host: &Host, supported: &CpuId, index: u8, count: u8) -> Result<CpuId, FamError> {
     let mut entries = supported.as_slice().to_vec();
     let topology = Topology::new(index, count);
-    entries.retain(|entry| !matches!(entry.function, 0xb | 0x1f));
+    // Without 0x8000_0026, the newest form of the same, guests look at the others.
+    entries.retain(|entry| !matches!(entry.function, 0xb | 0x1f | 0x8000_0026));
     let max_leaf = entries.iter().find(|entry| entry.function == 0).map_or(0, |entry| entry.eax);
     for leaf in [0xb, 0x1f] {
         if leaf <= max_leaf {
@@ -145,6 +146,33 @@ mod tests {
         let mut alone = leaf(1);
         Topology::new(0, 1).describe_in(&mut alone);
         assert_eq!(alone.edx & LEAF_1_EDX_HTT, 0);
+    }
+
+    #[test]
+    fn every_leaf_tells_of_as_many_cores_in_one_package() {
+        for count in [1, 2, 3, 6, 8, 31, 32] {
+            let bits = u32::from(count).next_power_of_two().trailing_zeros();
+            let mut ids = Vec::new();
+            for index in 0..count {
+                let topology = Topology::new(index, count);
+                let [smt, core, _] = topology.levels(0x1f);
+                assert_eq!((smt.eax, smt.ebx, core.eax, core.ebx), (0, 1, bits, u32::from(count)));
+                let [mut one, mut size, mut id] = [leaf(1), leaf(0x8000_0008), leaf(0x8000_001e)];
+                let mut cache = kvm_cpuid_entry2 { function: 4, eax: 3 | 3 << 5, ..Default::default() };
+                for entry in [&mut one, &mut size, &mut id, &mut cache] {
+                    topology.describe_in(entry);
+                }
+                assert_eq!(one.ebx >> 16 & 0xff, 1 << bits, "APIC IDs of the package");
+                assert_eq!((cache.eax >> 26) + 1, 1 << bits, "core IDs of the package");
+                assert_eq!((size.ecx & 0xff, size.ecx >> 12 & 0xf), (u32::from(count) - 1, bits));
+                assert_eq!(id.ebx >> 8, 0, "one thread a core");
+                assert!(
+                    [one.ebx >> 24, core.edx, id.eax, id.ebx & 0xff].iter().all(|&id| id == u32::from(index))
+                );
+                ids.push(core.edx >> core.eax);
+            }
+            assert!(ids.iter().all(|&package| package == 0), "{count} cores are one package");
+        }
     }
 
     #[test]

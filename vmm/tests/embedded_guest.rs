@@ -13,6 +13,7 @@ use mirror::dirty::DirtySet;
 use mirror::guest::{Guest, StandbyMachine};
 use mirror::memory::{PAGE_SIZE, PageMemory};
 use resources::GUEST_ELF;
+use vmm::config::MAX_VCPUS;
 use vmm::{Boot, Exit, KernelImage, Machine, MachineConfig, MachineState, StandbyHost};
 
 fn config(vcpu_count: u8) -> MachineConfig {
@@ -81,54 +82,65 @@ fn guest_ends_with_its_code_after_so_many_lines() {
 
 #[test]
 fn twin_goes_on_without_gap_and_finds_every_page_intact() {
+    let parameters = "workload=count,dirty,verify dirty.rate=20000 dirty.set=16 dirty.pattern=hotcold";
     for (cpus, tracking_rounds) in [(1, 6), (2, 6), (4, 3)] {
-        let parameters = "workload=count,dirty,verify dirty.rate=20000 dirty.set=16 dirty.pattern=hotcold";
-        let (mut machine, output, console) = embedded_with_console(cpus, parameters);
-        let mut watch = Watch::new(output, cpus);
-        watch.until(2, 1);
+        fail_over(cpus, parameters, tracking_rounds);
+    }
+}
 
-        let (mut twin, mut copier, twin_output) = attach(&mut machine);
-        machine.start_tracking().unwrap();
-        machine.populated(&mut copier.dirty).unwrap();
-        for _ in 0..tracking_rounds {
-            machine.harvest(&mut copier.dirty).unwrap();
-            copier.copy();
-            watch.until(watch.counts[0] + 2, 0);
-        }
-        // Epochs: what is dirty in a pause is copied in it.
-        for _ in 0..20 {
-            machine.pause().unwrap();
-            machine.harvest(&mut copier.dirty).unwrap();
-            copier.copy();
-            machine.capture().unwrap();
-            machine.resume().unwrap();
-        }
+#[test]
+fn guest_of_32_vcpus_boots_on_all_of_them_and_goes_on_in_its_twin() {
+    // More than any test machine has processors for: so a little work for each.
+    fail_over(MAX_VCPUS, "workload=count,dirty,verify dirty.rate=2000 dirty.set=4 count.rate=5", 3);
+}
+
+/// Lets a guest go on in a twin, with epochs before, and checks all that it says.
+fn fail_over(cpus: u8, parameters: &str, tracking_rounds: usize) {
+    let (mut machine, output, console) = embedded_with_console(cpus, parameters);
+    let mut watch = Watch::new(output, cpus);
+    watch.until(2, 1);
+
+    let (mut twin, mut copier, twin_output) = attach(&mut machine);
+    machine.start_tracking().unwrap();
+    machine.populated(&mut copier.dirty).unwrap();
+    for _ in 0..tracking_rounds {
+        machine.harvest(&mut copier.dirty).unwrap();
+        copier.copy();
         watch.until(watch.counts[0] + 2, 0);
+    }
+    // Epochs: what is dirty in a pause is copied in it.
+    for _ in 0..20 {
         machine.pause().unwrap();
         machine.harvest(&mut copier.dirty).unwrap();
         copier.copy();
         machine.capture().unwrap();
-        let mut state = Vec::new();
-        machine.encode_captured(&mut state).unwrap();
-
-        let mut page = (vec![0; PAGE_SIZE], vec![0; PAGE_SIZE]);
-        for number in 0..copier.from.layout().pages() {
-            copier.from.read(number, &mut page.0).unwrap();
-            copier.to.read(number, &mut page.1).unwrap();
-            assert!(page.0 == page.1, "page {number} differs");
-        }
-        twin.restore(&state).unwrap();
-        let restored = twin.machine().unwrap().save().unwrap();
-        let original = MachineState::decode(&state).unwrap();
-        assert_eq!(original.differences(&restored), Vec::<String>::new());
-
-        // The console writes from a thread of its own: everything that was produced must be out.
-        console.flush();
-        watch.go_on(twin_output);
-        let walked = watch.walks.iter().copied().max().unwrap();
-        twin.machine().unwrap().start();
-        watch.until(watch.counts[0] + 5, walked + 2);
+        machine.resume().unwrap();
     }
+    watch.until(watch.counts[0] + 2, 0);
+    machine.pause().unwrap();
+    machine.harvest(&mut copier.dirty).unwrap();
+    copier.copy();
+    machine.capture().unwrap();
+    let mut state = Vec::new();
+    machine.encode_captured(&mut state).unwrap();
+
+    let mut page = (vec![0; PAGE_SIZE], vec![0; PAGE_SIZE]);
+    for number in 0..copier.from.layout().pages() {
+        copier.from.read(number, &mut page.0).unwrap();
+        copier.to.read(number, &mut page.1).unwrap();
+        assert!(page.0 == page.1, "page {number} differs");
+    }
+    twin.restore(&state).unwrap();
+    let restored = twin.machine().unwrap().save().unwrap();
+    let original = MachineState::decode(&state).unwrap();
+    assert_eq!(original.differences(&restored), Vec::<String>::new());
+
+    // The console writes from a thread of its own: everything that was produced must be out.
+    console.flush();
+    watch.go_on(twin_output);
+    let walked = watch.walks.iter().copied().max().unwrap();
+    twin.machine().unwrap().start();
+    watch.until(watch.counts[0] + 5, walked + 2);
 }
 
 #[test]

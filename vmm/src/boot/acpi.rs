@@ -192,6 +192,26 @@ mod tests {
     }
 
     #[test]
+    fn madt_names_every_processor_by_its_apic_id_and_the_ioapic_by_another() {
+        let table = bytes(&madt(32));
+        assert_eq!(number(&table[36..40]), u64::from(LAPIC_ADDRESS));
+        let mut rest = &table[44..];
+        let mut entries = Vec::new();
+        while let [kind, len, ..] = *rest {
+            let (entry, behind) = rest.split_at(len.into());
+            entries.push((kind, entry));
+            rest = behind;
+        }
+        for (id, (kind, entry)) in entries[..32].iter().enumerate() {
+            // ACPI 6.5, 5.2.12.2: processor UID, APIC ID, flags: enabled.
+            assert_eq!((*kind, &entry[2..]), (0, &[id as u8, id as u8, 1, 0, 0, 0][..]));
+        }
+        let [(1, ioapic)] = entries[32..] else { panic!("one IOAPIC and nothing else: {entries:?}") };
+        assert_eq!((ioapic[2], number(&ioapic[4..8])), (32, u64::from(IOAPIC_ADDRESS)));
+        assert_eq!(number(&ioapic[8..12]), 0, "its first interrupt");
+    }
+
+    #[test]
     fn every_table_is_found_from_the_root_and_sound() {
         for (vcpus, devices) in [(1, 0), (2, 3), (32, 19)] {
             let memory = Memory::new(layout(16).unwrap(), false).unwrap();
