@@ -52,9 +52,10 @@ pub enum Command {
 /// `understudy run`
 #[derive(Debug, Args)]
 pub struct RunOptions {
-    /// What to run: JSON in Firecracker's format, with a "mirror" section
-    #[arg(long, value_name = "FILE")]
-    pub config_file: PathBuf,
+    /// What to run: JSON in Firecracker's format, with a "mirror" section; without it, the API is waited for to load a
+    /// snapshot
+    #[arg(long, value_name = "FILE", required_unless_present = "api_sock")]
+    pub config_file: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields are what the command line shows")]
     pub instance: InstanceOptions,

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,10 +22,10 @@ use crate::config::{Config, ConfigError, MirrorSection};
 use crate::events::{EventLog, EventsError};
 use crate::exit::ExitStatus;
 use crate::guest::{StartsMirrored, boot, exit_status, machine_config};
+use crate::load;
 use crate::process::{self, Keyboard};
-use crate::server::{
-    DriveChange, Instance, InstanceInfo, InstanceState, MirrorStatus, Order, Server, ServerError,
-};
+use crate::server::{DriveChange, Order, ServerError};
+use crate::stage::{Happening, RunningGuest, Stage, TOO_LATE};
 
 /// Why a guest is not run.
 #[derive(Debug, Error)]
@@ -81,59 +81,13 @@ const FILL_REPORTS: Duration = Duration::from_millis(500);
 /// How long the process of a guest whose memory is lost may take to end in order.
 const ENDING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the main thread waits for.
-enum Happening {
-    GuestEnded(Exit),
-    MirrorEnded(Outcome, Box<StartsMirrored>),
-    EndRequested,
-    Ordered(Order, Sender<Result<(), String>>),
-}
-
-/// What the API tells about.
-struct RunningGuest {
-    id: String,
-    exit: ExitHandle,
-    mirror: Arc<OnceLock<(StatusHandle, Notifier)>>,
-    paused: Arc<AtomicBool>,
-    happen: Sender<Happening>,
-}
-
-impl Instance for RunningGuest {
-    fn info(&self) -> InstanceInfo {
-        let frozen = self.mirror().is_some_and(
-            |status| matches!(status, MirrorStatus::Primary(primary) if primary.phase == "frozen"),
-        );
-        let state = match self.exit.get() {
-            Some(_) => InstanceState::NotStarted,
-            None if frozen || self.paused.load(Ordering::Acquire) => InstanceState::Paused,
-            None => InstanceState::Running,
-        };
-        InstanceInfo::new(&self.id, state)
-    }
-
-    fn mirror(&self) -> Option<MirrorStatus> {
-        self.mirror.get()?.0.status().map(|status| MirrorStatus::Primary(Box::new(status)))
-    }
-
-    fn order(&self, order: Order) -> Result<(), String> {
-        let ending = || "the guest's process is ending".to_owned();
-        let (sender, outcome) = channel();
-        self.happen.send(Happening::Ordered(order, sender)).map_err(|_| ending())?;
-        outcome.recv().map_err(|_| ending())?
-    }
-
-    fn switchover(&self) -> Result<Duration, String> {
-        let (_, notifier) = self.mirror.get().ok_or("it is not mirrored")?;
-        notifier.switchover()
-    }
-}
-
 /// Runs the guest until it ends, and says how it ended.
 ///
 /// # Errors
 /// [`RunError`]: the guest has then not run.
 pub fn run(options: &RunOptions) -> Result<ExitStatus, RunError> {
-    let config = Config::load(&options.config_file)?;
+    let Some(config_file) = &options.config_file else { return load::wait_and_run(&options.instance) };
+    let config = Config::load(config_file)?;
     let console = Console::new(io::stdout())?;
     let mut machine = Machine::create(&machine_config(&config), Arc::clone(&console))?;
     machine.load(&boot(&config))?;
@@ -163,56 +117,45 @@ pub fn run_machine(
     options: &InstanceOptions,
     beginning: &Beginning,
 ) -> Result<ExitStatus, RunError> {
-    if options.end_with_parent.map_or(Ok(true), process::end_with_parent).is_ok_and(|alive| !alive) {
-        return Ok(ExitStatus::Interrupted);
-    }
-    let events = EventLog::open(options.events.as_deref(), "primary")?;
+    let Some(stage) = Stage::open(options)? else { return Ok(ExitStatus::Interrupted) };
+    run_on(stage, machine, console, options, beginning)
+}
 
-    let (happen, happenings) = channel();
-    let end = happen.clone();
-    // At the end nobody waits for it any more; so with all that happens.
-    let ending = Arc::new(AtomicBool::new(false));
-    let asked_to_end = Arc::clone(&ending);
-    process::on_end_request(move || {
-        asked_to_end.store(true, Ordering::Release);
-        drop(end.send(Happening::EndRequested));
-    })?;
-    let keyboard = connect_keyboard(&machine, options.serial_in)?;
+/// As [`run_machine`], on a stage that is there.
+pub(crate) fn run_on(
+    mut stage: Stage,
+    machine: Machine,
+    console: Arc<Console>,
+    options: &InstanceOptions,
+    beginning: &Beginning,
+) -> Result<ExitStatus, RunError> {
+    let _keyboard = connect_keyboard(&machine, options.serial_in)?;
     let exit = machine.exit_handle();
-    let (ended, ends) = (exit.clone(), happen.clone());
+    let (ended, ends) = (exit.clone(), stage.happen.clone());
     thread::Builder::new()
         .name("guest-exit".into())
         .spawn(move || drop(ends.send(Happening::GuestEnded(ended.wait()))))?;
     if let Some(fill) = machine.memory_fill() {
-        watch_fill(fill, exit.clone(), Arc::clone(&events))?;
+        watch_fill(fill, exit.clone(), Arc::clone(&stage.events))?;
     }
     let mirror = Arc::new(OnceLock::new());
     let paused = Arc::new(AtomicBool::new(false));
-    let instance = RunningGuest {
-        id: options.id.clone(),
-        exit,
-        mirror: Arc::clone(&mirror),
-        paused: Arc::clone(&paused),
-        happen: happen.clone(),
-    };
-    let server =
-        options.api_sock.as_deref().map(|path| Server::start(path, Arc::new(instance))).transpose()?;
-
+    stage.seat(RunningGuest { exit, mirror: Arc::clone(&mirror), paused: Arc::clone(&paused) });
+    stage.serve(options.api_sock.as_deref())?;
     let mut run = Run {
         console,
-        events,
-        happen,
+        events: stage.events,
+        happen: stage.happen,
         limits: machine.device_limits(),
         mirror,
         paused,
-        ending,
+        ending: stage.ending,
         running: None,
         notifier: None,
         ended: None,
     };
-    let status = run.carry_out(machine, beginning, &options.id, &happenings)?;
+    let status = run.carry_out(machine, beginning, &options.id, &stage.happenings)?;
     run.events.close();
-    drop((server, keyboard));
     Ok(status)
 }
 
@@ -446,6 +389,9 @@ impl Run {
             Happening::Ordered(order, answer) => {
                 // Whoever asked may have gone.
                 let _ = answer.send(self.obey(&order));
+            }
+            Happening::Load(_, answer) => {
+                let _ = answer.send(Err(TOO_LATE.into()));
             }
         }
         // An end that is not committed yet is the mirror's to finish.

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -94,6 +95,18 @@ impl Process {
             Self::start(&["standby", "--listen", listen, "--witness", &witness.display().to_string()]);
         standby.errors.await_text(|text| text.contains("listening on"));
         standby
+    }
+
+    /// Waits until the process serves its API on `socket`.
+    ///
+    /// # Panics
+    /// If it does not within [`PATIENCE`].
+    pub fn await_api(&self, socket: &Path) {
+        let until = Instant::now() + PATIENCE;
+        while UnixStream::connect(socket).is_err() {
+            assert!(Instant::now() < until, "it serves no API; it said:\n{}", self.errors.text());
+            thread::sleep(GLANCE);
+        }
     }
 
     /// Sends `signal`.

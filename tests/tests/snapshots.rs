@@ -7,6 +7,8 @@ use std::process::{Command, Output};
 use mirror::memory::PAGE_SIZE;
 use mirror::report::Report;
 use rustix::process::Signal;
+use serde_json::{Value, json};
+use tests::http::request;
 use tests::pair::await_report;
 use tests::process::{Process, configuration, understudy};
 use vmm::snapshot::pages::{DATA, PageReader};
@@ -84,6 +86,21 @@ mod kvm {
         }
 
         #[test]
+        fn firecrackers_uffd_backend_is_memory_on_demand() {
+            let folder = tempfile::tempdir().unwrap();
+            let (primary, state, memory) = killed(folder.path());
+            let api = folder.path().join("later");
+            let later = Process::start(&["run", "--api-sock", &api.display().to_string()]);
+            later.await_api(&api);
+            let backend = json!({"backend_type": "Uffd", "backend_path": memory});
+            let load = json!({"snapshot_path": state, "mem_backend": backend, "resume_vm": true});
+            assert_eq!(request(&api, "PUT", "/snapshot/load", &load.to_string()).unwrap().0, 204);
+            await_report(&later.reports, |report| matches!(report, Report::MemoryComplete { .. }));
+            later.console.await_text(|text| counts(text).len() > 30);
+            assert_contiguous(&counts(&(primary.console.text() + &later.console.text())));
+        }
+
+        #[test]
         fn guest_whose_memory_cannot_be_read_ends_its_process_which_says_why() {
             let folder = tempfile::tempdir().unwrap();
             let (_, state, memory) = killed(folder.path());
@@ -97,6 +114,62 @@ mod kvm {
             let said = restored.errors.await_text(|text| text.contains("guest memory cannot be fetched"));
             assert!(said.contains(&memory), "{said}");
         }
+    }
+
+    /// The answer to a request that is turned down.
+    fn fault(api: &Path, method: &str, resource: &str, body: &Value) -> String {
+        let (status, answer) = request(api, method, resource, &body.to_string()).unwrap();
+        assert_eq!(status, 400, "{answer}");
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        answer["fault_message"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn process_without_a_guest_loads_a_snapshot_as_firecracker_does_and_only_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let (primary, state, memory) = killed(folder.path());
+        let load = |mut fields: Value| {
+            fields["snapshot_path"] = state.clone().into();
+            fields
+        };
+        let api = folder.path().join("later");
+        let later = Process::start(&["run", "--api-sock", &api.display().to_string()]);
+        later.await_api(&api);
+        let info: Value = serde_json::from_str(&request(&api, "GET", "/", "").unwrap().1).unwrap();
+        assert_eq!(info["state"], "Not started");
+
+        let paused = json!({"state": "Paused"});
+        let wrong = |body: Value| fault(&api, "PUT", "/snapshot/load", &body);
+        assert!(fault(&api, "PATCH", "/vm", &paused).contains("before starting the microVM"));
+        assert!(wrong(load(json!({}))).contains("either `mem_backend` or `mem_file_path`"));
+        let both =
+            json!({"mem_file_path": memory, "mem_backend": {"backend_type": "File", "backend_path": memory}});
+        assert!(wrong(load(both)).contains("exclusively"));
+        assert!(
+            wrong(json!({"snapshot_path": memory, "mem_file_path": memory})).contains("is no state file")
+        );
+        assert!(wrong(load(json!({"mem_file_path": "/none/memory"}))).contains("/none/memory"));
+        let socket = json!({"backend_type": "Uffd", "backend_path": api});
+        assert!(wrong(load(json!({"mem_backend": socket}))).contains("is a socket"));
+        let other_tap = json!([{"iface_id": "eth9", "host_dev_name": "tap9"}]);
+        let no_such = wrong(load(json!({"mem_file_path": memory, "network_overrides": other_tap})));
+        assert!(no_such.contains("eth9"), "{no_such}");
+        assert!(
+            wrong(load(json!({"mem_file_path": memory, "clock_realtime": true}))).contains("clock_realtime")
+        );
+        assert!(wrong(load(json!({"mem_file_path": memory, "unknown": 1}))).contains("unknown field"));
+
+        let good = load(json!({"mem_file_path": memory, "track_dirty_pages": true})).to_string();
+        assert_eq!(request(&api, "PUT", "/snapshot/load", &good).unwrap().0, 204);
+        let info: Value = serde_json::from_str(&request(&api, "GET", "/", "").unwrap().1).unwrap();
+        assert_eq!(info["state"], "Paused");
+        assert!(wrong(load(json!({"mem_file_path": memory}))).contains("after starting the microVM"));
+        assert_eq!(later.console.text(), "");
+        succeeds(&["resume"], &api);
+        later.console.await_text(|text| counts(text).len() > 30);
+        assert_contiguous(&counts(&(primary.console.text() + &later.console.text())));
+        let diff = |name: &str| folder.path().join(name).display().to_string();
+        succeeds(&["snapshot", "--diff", "--state", &diff("d.s"), "--memory", &diff("d.m")], &api);
     }
 
     #[test]

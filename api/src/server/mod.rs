@@ -16,6 +16,7 @@ use vmm::snapshot::SnapshotRequest;
 mod routes;
 pub mod types;
 
+use types::SnapshotLoad;
 pub use types::{InstanceInfo, InstanceState, MirrorStatus, Switchover, Version};
 
 /// What a guest's process is told to do with it.
@@ -65,6 +66,14 @@ pub trait Instance: Send + Sync {
     /// Why it is not done.
     fn order(&self, _order: Order) -> Result<(), String> {
         Err("this side runs no guest that could be paused or snapshotted".into())
+    }
+
+    /// Runs a guest from a snapshot, where there is none yet; returns when that is done.
+    ///
+    /// # Errors
+    /// Why it is not done.
+    fn load(&self, _load: SnapshotLoad) -> Result<(), String> {
+        Err("this side waits for the guest of a primary and loads no other".into())
     }
 
     /// Lets the standby run the guest from now on; returns how long the guest ran on neither side.

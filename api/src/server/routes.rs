@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use vmm::snapshot::{Kind, SnapshotRequest};
 
 use super::types::{
-    Fault, PartialDrive, PartialNetworkInterface, SnapshotCreate, SnapshotType, Switchover, Version, Vm,
-    VmState,
+    Fault, PartialDrive, PartialNetworkInterface, SnapshotCreate, SnapshotLoad, SnapshotType, Switchover,
+    Version, Vm, VmState,
 };
 use super::{DriveChange, Instance, Order};
 use crate::config::devices::RateLimiter;
@@ -28,6 +28,7 @@ pub(super) fn router(instance: Arc<dyn Instance>) -> Router {
         .route("/mirror", get(mirror))
         .route("/mirror/switchover", put(switchover))
         .route("/snapshot/create", put(create_snapshot))
+        .route("/snapshot/load", put(load_snapshot))
         .route("/drives/{id}", patch(change_drive))
         .route("/network-interfaces/{id}", patch(change_net))
         .route("/vm", patch(set_state))
@@ -76,6 +77,13 @@ async fn create_snapshot(State(instance): Shared, body: Bytes) -> Response {
     }
 }
 
+async fn load_snapshot(State(instance): Shared, body: Bytes) -> Response {
+    match parse::<SnapshotLoad>(&body) {
+        Ok(load) => answer(move || instance.load(load)).await,
+        Err(response) => *response,
+    }
+}
+
 async fn set_state(State(instance): Shared, body: Bytes) -> Response {
     match parse::<Vm>(&body) {
         Ok(Vm { state: VmState::Paused }) => order(instance, Order::Pause).await,
@@ -120,8 +128,12 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response>> {
 }
 
 async fn order(instance: Arc<dyn Instance>, order: Order) -> Response {
-    let waiting = tokio::task::spawn_blocking(move || instance.order(order));
-    match waiting.await {
+    answer(move || instance.order(order)).await
+}
+
+/// What comes of `work`, which may take its time.
+async fn answer(work: impl FnOnce() -> Result<(), String> + Send + 'static) -> Response {
+    match tokio::task::spawn_blocking(work).await {
         Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
         Ok(Err(reason)) => fault(StatusCode::BAD_REQUEST, format!("{reason}.")),
         Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),

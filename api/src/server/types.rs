@@ -81,6 +81,93 @@ pub struct SnapshotCreate {
     pub mem_file_path: PathBuf,
 }
 
+/// Firecracker's SnapshotLoadParams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotLoad {
+    /// Where the state is.
+    pub snapshot_path: PathBuf,
+    /// Where memory is: it is mapped. Either this or `mem_backend`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_file_path: Option<PathBuf>,
+    /// Where memory is, and how it comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_backend: Option<MemoryBackend>,
+    /// The old name of `track_dirty_pages`.
+    #[serde(default)]
+    pub enable_diff_snapshots: bool,
+    /// Whether pages written are logged, so that the next snapshot may be differential.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    /// Whether the guest runs at once.
+    #[serde(default)]
+    pub resume_vm: bool,
+    /// Taps that are others than before.
+    #[serde(default)]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// The socket of the vsock device, if another than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    /// Whether the guest's clock is set to the time of day. Not to be had.
+    #[serde(default)]
+    pub clock_realtime: bool,
+    /// Pages of another size than in the snapshot. Not to be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<HugePagesOverride>,
+}
+
+/// Firecracker's MemoryBackend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryBackend {
+    /// How memory comes.
+    pub backend_type: MemoryBackendType,
+    /// The memory file.
+    pub backend_path: PathBuf,
+}
+
+/// How memory comes from a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryBackendType {
+    /// It is mapped.
+    File,
+    /// Its pages are read, and verified, when they are touched, and the rest meanwhile. There is no outside process that
+    /// would provide them: the path is that of the memory file.
+    Uffd,
+}
+
+/// Firecracker's NetworkOverride.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkOverride {
+    /// The card's name.
+    pub iface_id: String,
+    /// Its tap.
+    pub host_dev_name: String,
+}
+
+/// Firecracker's VsockOverride.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockOverride {
+    /// The socket.
+    pub uds_path: PathBuf,
+}
+
+/// What pages memory is made of, other than the snapshot says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HugePagesOverride {
+    /// As the snapshot says.
+    Snapshot,
+    /// Ordinary ones.
+    None,
+    /// Huge ones where the host finds some.
+    Transparent,
+    /// Of 2 MiB.
+    #[serde(rename = "2M")]
+    TwoMib,
+}
+
 /// What of memory a snapshot has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotType {

@@ -1,0 +1,94 @@
+//! A process without a guest: it waits until the API loads a snapshot into it.
+
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mirror::console::Console;
+use vmm::snapshot::{RestoreMode, RestoreSource, Snapshot};
+use vmm::{Host, HostResources, Machine};
+
+use crate::cli::InstanceOptions;
+use crate::exit::ExitStatus;
+use crate::run::{Beginning, RunError, run_on};
+use crate::server::Order;
+use crate::server::types::{
+    HugePagesOverride, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLoad,
+};
+use crate::stage::{Happening, Stage};
+
+/// Serves the API until a snapshot is loaded, runs its guest until it ends, and says how it ended.
+///
+/// # Errors
+/// [`RunError`]: no guest has then run.
+pub(crate) fn wait_and_run(options: &InstanceOptions) -> Result<ExitStatus, RunError> {
+    let Some(mut stage) = Stage::open(options)? else { return Ok(ExitStatus::Interrupted) };
+    let console = Console::new(io::stdout())?;
+    stage.serve(options.api_sock.as_deref())?;
+    while let Ok(happening) = stage.happenings.recv() {
+        let Happening::Load(load, answer) = happening else { return Ok(ExitStatus::Interrupted) };
+        match restore(&load, Arc::clone(&console)) {
+            Ok(machine) => {
+                // The answer comes when the guest does what it is to do.
+                let order = if load.resume_vm { Order::Resume } else { Order::Pause };
+                drop(stage.happen.send(Happening::Ordered(order, answer)));
+                return run_on(stage, machine, console, options, &Beginning::Paused);
+            }
+            // Whoever asked may have gone.
+            Err(reason) => drop(answer.send(Err(format!("Load snapshot error: {reason}")))),
+        }
+    }
+    Ok(ExitStatus::Failure)
+}
+
+fn restore(load: &SnapshotLoad, console: Arc<Console>) -> Result<Machine, String> {
+    let (memory, on_demand) = memory(load)?;
+    if load.clock_realtime {
+        return Err("clock_realtime is not supported: the guest's clock goes on where it stood".into());
+    }
+    if !matches!(load.huge_pages, None | Some(HugePagesOverride::Snapshot)) {
+        return Err("huge_pages can only be as in the snapshot: leave it out".into());
+    }
+    let snapshot = Snapshot::open(&load.snapshot_path, memory).map_err(|error| error.to_string())?;
+    let mode = if on_demand {
+        RestoreMode::OnDemand { eager: true }
+    } else if snapshot.config().huge_pages {
+        RestoreMode::Copy
+    } else {
+        RestoreMode::Map
+    };
+    let net = |net: &NetworkOverride| (net.iface_id.clone(), net.host_dev_name.clone());
+    let resources = HostResources {
+        nets: load.network_overrides.iter().map(net).collect(),
+        vsock: load.vsock_override.as_ref().map(|vsock| vsock.uds_path.clone()),
+        ..HostResources::default()
+    };
+    let track_dirty_pages = load.track_dirty_pages || load.enable_diff_snapshots;
+    let source = RestoreSource { chain: vec![snapshot], mode, resources, track_dirty_pages };
+    let host = Host::open().map_err(|error| error.to_string())?;
+    Machine::from_snapshot(&host, &source, console).map_err(|error| error.to_string())
+}
+
+/// The memory file, and whether its pages come on demand.
+fn memory(load: &SnapshotLoad) -> Result<(&PathBuf, bool), String> {
+    match (&load.mem_file_path, &load.mem_backend) {
+        (Some(path), None) => Ok((path, false)),
+        (None, Some(MemoryBackend { backend_type: MemoryBackendType::File, backend_path })) => {
+            Ok((backend_path, false))
+        }
+        (None, Some(MemoryBackend { backend_path, .. })) if is_socket(backend_path) => Err(format!(
+            "{} is a socket, and no outside process can provide memory here: name the memory file, whose pages then come on demand",
+            backend_path.display()
+        )),
+        (None, Some(MemoryBackend { backend_path, .. })) => Ok((backend_path, true)),
+        (None, None) => Err("missing field: either `mem_backend` or `mem_file_path` is required".into()),
+        (Some(_), Some(_)) => {
+            Err("too many fields: either `mem_backend` or `mem_file_path` exclusively is required".into())
+        }
+    }
+}
+
+fn is_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
+}
