@@ -99,6 +99,10 @@ pub fn words(report: &Report) -> Option<String> {
             *pause_us as f64 / 1000.0
         ),
         Report::SwitchoverFailed { reason } => format!("the standby does not take the guest over: {reason}"),
+        Report::Detached { term } => {
+            format!("the guest goes on WITHOUT PROTECTION, as was wished; term {term}")
+        }
+        Report::DetachFailed { reason } => format!("the standby is not detached: {reason}"),
         Report::Protected { epoch } => format!("the guest is protected from epoch {epoch} on"),
         Report::Unprotected { reason } => format!("the guest goes on WITHOUT PROTECTION: {reason}"),
         Report::StandbyLost { reason } => format!("the standby is lost: {reason}"),

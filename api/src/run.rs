@@ -294,6 +294,7 @@ impl Run {
             settings: section.settings(),
             guid: section.guid.unwrap_or_else(Uuid::new_v4),
             name: format!("primary {id} {}", Uuid::new_v4().as_fields().0),
+            term: None,
             witness: section.witness.as_ref().map(FileWitness::new),
             standby: section.standby.clone(),
             staging_pages: section.staging_pages(),

@@ -161,6 +161,16 @@ pub enum Report {
         /// Why.
         reason: String,
     },
+    /// The guest goes on without its standby, which has forgotten it, as was wished.
+    Detached {
+        /// This side's term.
+        term: Term,
+    },
+    /// A standby was to be detached and is not.
+    DetachFailed {
+        /// Why.
+        reason: String,
+    },
     /// The guest's memory comes from a snapshot while it runs.
     MemoryArriving {
         /// Pages that are there.

@@ -228,6 +228,7 @@ fn options(standby: Address, witness: Option<FileWitness>) -> Options {
     // Busy test machines keep threads waiting: silence is judged generously, closed links at once.
     let settings = Settings { heartbeat: Duration::from_millis(200), misses: 25, ..Settings::default() };
     Options {
+        term: None,
         settings,
         guid: Guid::new_v4(),
         name: "primary".into(),

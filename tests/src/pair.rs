@@ -166,6 +166,7 @@ impl Pair {
             settings,
             guid: Guid::new_v4(),
             name: "primary".into(),
+            term: None,
             witness,
             standby: address,
             staging_pages: 16_384,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use mirror::ids::Guid;
 use mirror::link::Address;
-use mirror::primary::Settings;
+use mirror::primary::{Pacing, Settings};
 use serde::{Deserialize, Serialize};
 use vmm::CpuTemplate;
 
@@ -181,19 +181,19 @@ impl MirrorSection {
 // The defaults are those of the mirror itself, told here in the file's units.
 
 fn interval_ms() -> u32 {
-    Settings::default().interval.as_millis() as u32
+    Pacing::default().interval.as_millis() as u32
 }
 
 fn min_interval_ms() -> u32 {
-    Settings::default().min_interval.as_millis() as u32
+    Pacing::default().min_interval.as_millis() as u32
 }
 
 fn pause_budget_ms() -> u32 {
-    Settings::default().pause_budget.as_millis() as u32
+    Pacing::default().pause_budget.as_millis() as u32
 }
 
 fn dirty_budget_pages() -> u64 {
-    Settings::default().dirty_budget
+    Pacing::default().dirty_budget
 }
 
 fn heartbeat_ms() -> u32 {

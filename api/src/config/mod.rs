@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mirror::primary::Settings;
+use mirror::primary::{Pacing, Settings};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
@@ -211,10 +211,12 @@ impl MirrorSection {
         Settings {
             heartbeat: Duration::from_millis(self.heartbeat_ms.into()),
             misses: self.heartbeat_misses,
-            interval: Duration::from_millis(self.interval_ms.into()),
-            min_interval: Duration::from_millis(self.min_interval_ms.into()),
-            pause_budget: Duration::from_millis(self.pause_budget_ms.into()),
-            dirty_budget: self.dirty_budget_pages,
+            pacing: Pacing {
+                interval: Duration::from_millis(self.interval_ms.into()),
+                min_interval: Duration::from_millis(self.min_interval_ms.into()),
+                pause_budget: Duration::from_millis(self.pause_budget_ms.into()),
+                dirty_budget: self.dirty_budget_pages,
+            },
             wait_for_space: self.wait_for_space,
             has_witness: self.witness.is_some(),
         }

@@ -1,5 +1,6 @@
 //! What happens to a primary, what it orders, and what it is doing.
 
+use super::Pacing;
 use crate::ids::{Epoch, Term};
 use crate::report::Report;
 use crate::wire::header::Header;
@@ -60,6 +61,10 @@ pub enum Event {
     Claimed(Claim),
     /// An operator wants the standby to run the guest.
     Switchover,
+    /// An operator wants the guest to be mirrored no longer.
+    Detach,
+    /// Epochs are to end otherwise from now on.
+    Retune(Pacing),
     /// Answer to [`Action::Drain`]: the position after the last byte of output that has left, or why not all has.
     Drained(Result<u64, String>),
     /// The guest has ended by itself; its vCPUs stand still.
@@ -158,6 +163,8 @@ pub enum Phase {
     HandingOver,
     /// The standby runs the guest, as it was asked to.
     HandedOver,
+    /// The standby is to forget the guest; its answer is awaited while the guest runs.
+    Releasing,
     /// Another side is live.
     Frozen,
     /// The guest has ended.
@@ -176,6 +183,7 @@ impl Phase {
             Self::Solo => "solo",
             Self::HandingOver => "handing over",
             Self::HandedOver => "handed over",
+            Self::Releasing => "releasing",
             Self::Frozen => "frozen",
             Self::Ended => "ended",
         }

@@ -17,6 +17,7 @@ use crate::witness::Claim;
 
 pub mod convergence;
 mod events;
+mod parting;
 
 use convergence::{Round, judge};
 pub use events::{Action, Event, Phase};
@@ -34,6 +35,17 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Missed signs of life after which the other side counts as lost.
     pub misses: u32,
+    /// When epochs end.
+    pub pacing: Pacing,
+    /// Whether to wait in the standby's queue if it has no space now.
+    pub wait_for_space: bool,
+    /// Whether there is a witness to ask which side lives.
+    pub has_witness: bool,
+}
+
+/// When an epoch ends. It can be changed at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pacing {
     /// Longest time between two epochs.
     pub interval: Duration,
     /// Shortest time between two epochs: output that waits ends an epoch early, but not earlier than this.
@@ -42,10 +54,17 @@ pub struct Settings {
     pub pause_budget: Duration,
     /// Dirty pages that end an epoch early, so that its pause stays short.
     pub dirty_budget: u64,
-    /// Whether to wait in the standby's queue if it has no space now.
-    pub wait_for_space: bool,
-    /// Whether there is a witness to ask which side lives.
-    pub has_witness: bool,
+}
+
+impl Default for Pacing {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_millis(25),
+            min_interval: Duration::from_millis(5),
+            pause_budget: Duration::from_millis(10),
+            dirty_budget: 4096,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -53,10 +72,7 @@ impl Default for Settings {
         Self {
             heartbeat: Duration::from_millis(50),
             misses: 4,
-            interval: Duration::from_millis(25),
-            min_interval: Duration::from_millis(5),
-            pause_budget: Duration::from_millis(10),
-            dirty_budget: 4096,
+            pacing: Pacing::default(),
             wait_for_space: false,
             has_witness: false,
         }
@@ -125,6 +141,8 @@ pub struct Primary {
     standing: Option<Duration>,
     /// A switchover is wanted.
     switching: bool,
+    /// The standby is wanted no longer.
+    detaching: bool,
     /// When the witness was last asked.
     asked: Duration,
     sense: Sense,
@@ -161,6 +179,7 @@ impl Primary {
             ended: None,
             standing: None,
             switching: false,
+            detaching: false,
             asked: zero,
             sense: Sense::default(),
         }
@@ -227,6 +246,8 @@ impl Primary {
             Event::Staged { output_end } => self.staged(output_end, actions),
             Event::Claimed(claim) => self.claimed(claim, actions),
             Event::Switchover => self.switch_over(actions),
+            Event::Detach => self.detach(actions),
+            Event::Retune(pacing) => self.settings.pacing = pacing,
             Event::Drained(released) => self.drained(released, actions),
             Event::GuestEnded { reason } => self.guest_ended(reason, actions),
             Event::Failed { reason } => {
@@ -267,6 +288,7 @@ impl Primary {
             return;
         }
         match (self.phase, message) {
+            (Phase::Releasing, Message::MemoryReleased) => self.released(actions),
             (_, Message::Heartbeat { .. } | Message::MemoryReleased) => {}
             (_, Message::SenseResponse(sense)) => self.sense = sense,
             (_, Message::Refused(Refusal::StaleTerm { newest })) if newest > self.term => {
@@ -381,7 +403,7 @@ impl Primary {
         let round = self.round;
         actions.push(Action::Report(Report::RoundDone { round, pages, bytes, micros, dirtied: remaining }));
         let outcome = Round { pages, took: self.round_took, remaining };
-        if judge(self.round, outcome, self.remaining, self.settings.pause_budget).is_final() {
+        if judge(self.round, outcome, self.remaining, self.settings.pacing.pause_budget).is_final() {
             actions.push(Action::Hold);
             self.take_epoch(actions);
         } else {
@@ -437,13 +459,16 @@ impl Primary {
             actions.push(Action::PassOutput);
             actions.push(Action::Close);
             self.phase = Phase::Ended;
+        } else if self.detaching {
+            self.release_standby(actions);
         }
     }
 
     fn tick(&mut self, waits: bool, released: u64, dirty: Option<u64>, actions: &mut Vec<Action>) {
-        let Settings { heartbeat, misses, interval, min_interval, dirty_budget, .. } = self.settings;
+        let Settings { heartbeat, misses, .. } = self.settings;
+        let Pacing { interval, min_interval, dirty_budget, .. } = self.settings.pacing;
         match self.phase {
-            Phase::Joining | Phase::Seeding | Phase::Lockstep | Phase::HandingOver => {}
+            Phase::Joining | Phase::Seeding | Phase::Lockstep | Phase::HandingOver | Phase::Releasing => {}
             Phase::Deciding => {
                 if self.now.saturating_sub(self.asked) >= heartbeat {
                     self.ask_witness(actions);
@@ -516,7 +541,12 @@ impl Primary {
     /// The standby is lost, or is no longer to be trusted.
     fn standby_lost(&mut self, reason: String, actions: &mut Vec<Action>) {
         match self.phase {
-            Phase::Idle | Phase::Joining | Phase::Seeding | Phase::Lockstep | Phase::HandingOver => {}
+            Phase::Idle
+            | Phase::Joining
+            | Phase::Seeding
+            | Phase::Lockstep
+            | Phase::HandingOver
+            | Phase::Releasing => {}
             Phase::Deciding | Phase::Solo | Phase::HandedOver | Phase::Frozen | Phase::Ended => return,
         }
         actions.push(Action::Close);
@@ -546,58 +576,6 @@ impl Primary {
         self.phase = Phase::Deciding;
         actions.push(Action::Report(Report::StandbyLost { reason }));
         self.ask_witness(actions);
-    }
-
-    fn switch_over(&mut self, actions: &mut Vec<Action>) {
-        if self.phase != Phase::Lockstep || self.ended.is_some() {
-            let reason = format!(
-                "the standby can take the guest over only while epochs flow; this side is {}",
-                self.phase.name()
-            );
-            actions.push(Action::Report(Report::SwitchoverFailed { reason }));
-            return;
-        }
-        self.switching = true;
-        if matches!(self.flow, Flow::Running { .. }) {
-            self.take_epoch(actions);
-        }
-    }
-
-    /// The last epoch is committed, and this host has nothing more to do with the guest: it is the standby's.
-    fn drained(&mut self, released: Result<u64, String>, actions: &mut Vec<Action>) {
-        if self.phase != Phase::Lockstep || !matches!(self.flow, Flow::Draining) {
-            return;
-        }
-        match released {
-            Ok(released) => {
-                self.phase = Phase::HandingOver;
-                self.heard = self.now;
-                self.send(Message::ReleasePointer { released }, actions);
-            }
-            Err(reason) => {
-                self.flow = Flow::Running { since: self.now };
-                self.stand_no_longer(reason, actions);
-            }
-        }
-    }
-
-    fn stand_no_longer(&mut self, reason: String, actions: &mut Vec<Action>) {
-        if self.switching {
-            self.switching = false;
-            actions.push(Action::Report(Report::SwitchoverFailed { reason }));
-        }
-        if self.standing.take().is_some() {
-            actions.push(Action::Resume);
-        }
-    }
-
-    fn handed_over(&mut self, term: Term, actions: &mut Vec<Action>) {
-        self.phase = Phase::HandedOver;
-        actions.push(Action::Freeze);
-        actions.push(Action::Close);
-        let since = self.standing.unwrap_or(self.now);
-        let pause_us = self.now.saturating_sub(since).as_micros() as u64;
-        actions.push(Action::Report(Report::HandedOver { term, pause_us }));
     }
 
     fn ask_witness(&mut self, actions: &mut Vec<Action>) {

@@ -21,7 +21,7 @@ use crate::guest::{Guest, GuestError};
 use crate::ids::{Epoch, Guid, Term};
 use crate::link::{Address, FrameReader, FrameWriter, LinkError, Stream};
 use crate::memory::{LayoutError, PageMemory};
-use crate::primary::{Action, Event, Phase, Primary, Settings};
+use crate::primary::{Action, Event, Pacing, Phase, Primary, Settings};
 use crate::report::Report;
 use crate::wire::header::Header;
 use crate::wire::message::{Body, Message, Sense};
@@ -49,6 +49,8 @@ pub struct Options {
     pub guid: Guid,
     /// The name that the witness will know this side by; no other side may have it.
     pub name: String,
+    /// The term in which this side runs the guest already, if it has been mirrored before.
+    pub term: Option<Term>,
     /// Who decides which side lives; without one there is no automatic failover.
     pub witness: Option<FileWitness>,
     /// Where the standby listens.
@@ -154,6 +156,8 @@ enum Input {
     LinkLost(String),
     GuestEnded(String),
     Switchover(Sender<Result<Duration, String>>),
+    Detach(Sender<Result<(), String>>),
+    Retune(Pacing),
     Quiesce(Sender<Epoch>),
     Unquiesce,
 }
@@ -191,6 +195,24 @@ impl Notifier {
     pub fn guest_ended(&self, reason: impl Into<String>) {
         // A driver that has finished has no more use for it.
         let _ = self.0.send(Input::GuestEnded(reason.into()));
+    }
+
+    /// Lets the standby forget the guest, which goes on here alone; returns when it has, and when [`Handle::wait`] is
+    /// about to return.
+    ///
+    /// # Errors
+    /// Why it was not to be had; where the guest is then, [`Handle::wait`] and the reports tell.
+    pub fn detach(&self) -> Result<(), String> {
+        let over = || "the guest is no longer mirrored".to_owned();
+        let (sender, outcome) = channel();
+        self.0.send(Input::Detach(sender)).map_err(|_| over())?;
+        outcome.recv().map_err(|_| over())?
+    }
+
+    /// Lets epochs end otherwise from now on.
+    pub fn retune(&self, pacing: Pacing) {
+        // A driver that has finished has no more use for it.
+        let _ = self.0.send(Input::Retune(pacing));
     }
 
     /// As [`Handle::switchover`].
@@ -269,8 +291,8 @@ fn prepare<G: Guest>(guest: &G, options: &Options) -> Result<(Term, PageMemory, 
     stream.set_write_timeout(patience).map_err(LinkError::Setup)?;
     let guid = options.guid;
     let term = match &options.witness {
-        None => Term(1),
-        Some(witness) => match witness.claim(guid, Term(0), &options.name)? {
+        None => options.term.unwrap_or(Term(0)).next(),
+        Some(witness) => match witness.claim(guid, options.term.unwrap_or(Term(0)), &options.name)? {
             Claim::Granted(term) => term,
             Claim::Refused { term, owner } => return Err(AttachError::NotOwner { guid, term, owner }),
             Claim::Unreachable(reason) => return Err(std::io::Error::other(reason).into()),
@@ -304,6 +326,8 @@ struct Driver<G> {
     standing: bool,
     /// Who waits for the end of a switchover.
     switchover: Option<Sender<Result<Duration, String>>>,
+    /// Who waits for the standby to forget the guest.
+    detach: Option<Sender<Result<(), String>>>,
     began: Instant,
     times: PauseTimes,
     counters: Counters,
@@ -356,6 +380,7 @@ impl<G: Guest + 'static> Driver<G> {
             quiesced: false,
             standing: false,
             switchover: None,
+            detach: None,
             began: Instant::now(),
             times: PauseTimes::default(),
             counters: Counters::default(),
@@ -415,6 +440,11 @@ impl<G: Guest + 'static> Driver<G> {
                 self.switchover = Some(done);
                 self.feed(Event::Switchover);
             }
+            Input::Detach(done) => {
+                self.detach = Some(done);
+                self.feed(Event::Detach);
+            }
+            Input::Retune(pacing) => self.feed(Event::Retune(pacing)),
             Input::Quiesce(done) => self.quiesce = Some(done),
             Input::Unquiesce => {
                 self.quiesced = false;
@@ -508,6 +538,12 @@ impl<G: Guest + 'static> Driver<G> {
     }
 
     fn report(&mut self, report: Report) {
+        if let Report::DetachFailed { reason } = &report
+            && let Some(asked) = self.detach.take()
+        {
+            // Whoever asked may have gone; so below.
+            let _ = asked.send(Err(reason.clone()));
+        }
         let outcome = match &report {
             Report::HandedOver { pause_us, .. } => Some(Ok(Duration::from_micros(*pause_us))),
             Report::SwitchoverFailed { reason } => Some(Err(reason.clone())),
@@ -517,7 +553,6 @@ impl<G: Guest + 'static> Driver<G> {
         if let Some(outcome) = outcome
             && let Some(asked) = self.switchover.take()
         {
-            // Whoever asked may have gone.
             let _ = asked.send(outcome);
         }
     }
@@ -544,7 +579,7 @@ impl<G: Guest + 'static> Driver<G> {
                 (self.watcher)(Report::RoundProgress { round, sent, pages });
             }
             while let Ok(input) = self.inputs.try_recv() {
-                let urgent = matches!(input, Input::LinkLost(_) | Input::GuestEnded(_));
+                let urgent = matches!(input, Input::LinkLost(_) | Input::GuestEnded(_) | Input::Detach(_));
                 self.backlog.push_back(input);
                 if urgent {
                     return ControlFlow::Break(());
@@ -655,6 +690,10 @@ impl<G: Guest + 'static> Driver<G> {
         };
         self.writer.close(Shutdown::Both);
         self.publish();
+        if let Some(asked) = self.detach.take() {
+            let alone = !matches!(outcome, Outcome::Frozen | Outcome::HandedOver);
+            let _ = asked.send(if alone { Ok(()) } else { Err("another side runs the guest".into()) });
+        }
         (outcome, self.guest)
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mirror::dirty::DirtySet;
 use mirror::ids::{Epoch, Guid, Term};
 use mirror::memory::PAGE_SIZE;
-use mirror::primary::{Action, Event, Phase, Primary, Settings};
+use mirror::primary::{Action, Event, Pacing, Phase, Primary, Settings};
 use mirror::report::Report;
 use mirror::wire::message::{Body, Commit, Message};
 
@@ -105,7 +105,8 @@ pub struct PrimaryHost {
 impl PrimaryHost {
     /// A primary whose guest ends after so many steps, and whose final pause may cost so much.
     pub fn new(ends_after: u64, pause_budget: Duration, has_witness: bool) -> Self {
-        let settings = Settings { pause_budget, has_witness, ..Settings::default() };
+        let pacing = Pacing { pause_budget, ..Pacing::default() };
+        let settings = Settings { pacing, has_witness, ..Settings::default() };
         Self {
             alive: true,
             core: Primary::new(settings, GUID, FIRST, layout(), b"machine".to_vec()),

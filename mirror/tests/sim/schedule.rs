@@ -42,6 +42,8 @@ pub enum Fault {
     Jump(u64),
     /// Not a fault: an operator asks for a switchover.
     Switchover,
+    /// Not a fault: an operator wants no standby any longer.
+    Detach,
 }
 
 /// A schedule: everything that happens follows from it.
@@ -85,6 +87,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         2 => reach.prop_map(Fault::Witness),
         1 => (1_u64..400).prop_map(Fault::Jump),
         3 => Just(Fault::Switchover),
+        2 => Just(Fault::Detach),
     ]
 }
 
@@ -188,6 +191,9 @@ impl Fault {
             Self::Jump(ms) => world.now = later(ms),
             Self::Switchover => {
                 world.switch_over();
+            }
+            Self::Detach => {
+                world.detach();
             }
         }
     }

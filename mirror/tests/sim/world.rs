@@ -131,6 +131,15 @@ impl World {
         able
     }
 
+    /// An operator wants the primary to go on without its standby. Tells whether it could be asked.
+    pub fn detach(&mut self) -> bool {
+        let able = self.primary.alive && self.primary.jobs.is_empty();
+        if able {
+            self.primary.handle(self.now, primary::Event::Detach);
+        }
+        able
+    }
+
     /// Whether `side` has not been killed.
     pub fn alive(&self, side: Side) -> bool {
         match side {
@@ -202,7 +211,12 @@ impl World {
             Side::Primary => {
                 let (outward, inward) = (&mut self.to_standby, &mut self.to_primary);
                 let reach = &mut Reachable { now, outward, inward, witness, outside };
-                let known = self.standby.committed.map(|(_, output_end)| output_end);
+                // A primary may say that it is detached only if the standby has forgotten the guest, and then the
+                // standby need know nothing.
+                let detached = |report: &Report| matches!(report, Report::Detached { .. });
+                let forgot = self.standby.core.guid().is_none() && self.primary.reports.iter().any(detached);
+                let committed = self.standby.committed.map(|(_, output_end)| output_end);
+                let known = if forgot { Some(u64::MAX) } else { committed };
                 let host = &mut self.primary;
                 match step {
                     Move::Answer => host.answer(reach),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mirror::primary::Settings;
+use mirror::primary::{Pacing, Settings};
 use mirror::report::{PausePhases, Report};
 use serde::Serialize;
 use tests::pair::{Pair, await_report};
@@ -43,9 +43,12 @@ fn at(dirty_pages: u64, vcpus: u8) -> Pause {
     let rate = dirty_pages * 1000 / INTERVAL.as_millis() as u64;
     let cmdline = format!("workload=dirty cpus={vcpus} dirty.rate={rate} dirty.set=128 dirty.pattern=seq");
     let settings = Settings {
-        interval: INTERVAL,
-        min_interval: INTERVAL,
-        dirty_budget: u64::MAX,
+        pacing: Pacing {
+            interval: INTERVAL,
+            min_interval: INTERVAL,
+            dirty_budget: u64::MAX,
+            ..Pacing::default()
+        },
         ..Settings::default()
     };
     let pair = Pair::start_when(&config, &cmdline, "tcp:127.0.0.1:0", settings, |screen| {
