@@ -8,7 +8,7 @@ use mirror::guest::{Guest, GuestError};
 use mirror::memory::GuestRam;
 use vmm::{Boot, DevicesConfig, Exit, KernelImage, Machine, MachineConfig};
 
-use crate::config::devices::{Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
+use crate::config::devices::{Balloon, Console, Drive, Entropy, Vsock};
 use crate::config::{Config, EMBEDDED_GUEST, HugePages};
 use crate::exit::ExitStatus;
 
@@ -23,7 +23,7 @@ pub fn machine_config(config: &Config) -> MachineConfig {
         cpu_template: config.cpu_template.clone(),
         devices: DevicesConfig {
             drives: config.drives.iter().map(Drive::device).collect(),
-            nets: config.network_interfaces.iter().map(NetworkInterface::device).collect(),
+            nets: config.network_interfaces.iter().map(|net| net.device(machine.vcpu_count)).collect(),
             vsock: config.vsock.as_ref().map(Vsock::device),
             entropy: config.entropy.as_ref().map(Entropy::device),
             balloon: config.balloon.as_ref().map(Balloon::device),

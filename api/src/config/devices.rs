@@ -7,7 +7,7 @@ use devices::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::{BlockConfig, CacheType, EngineKind, ImageFormat};
 use devices::virtio::console::{COLUMNS, ConsoleConfig, ConsolePlace, ROWS};
-use devices::virtio::net::{Mac, NetConfig};
+use devices::virtio::net::{Mac, NetConfig, queue_pairs};
 use devices::virtio::rng::RngConfig;
 use devices::virtio::vsock::VsockConfig;
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,8 @@ impl Drive {
 pub struct NetworkInterface {
     /// Its name, by which other requests and the standby's options call it.
     pub iface_id: String,
-    /// The tap on the host; created if there is none.
+    /// The tap on the host; created if there is none. If it takes several readers (`multi_queue`), the card has a pair of
+    /// queues for each vCPU.
     pub host_dev_name: String,
     /// Its address; made up if not given.
     #[serde(default = "made_up", skip_serializing_if = "Option::is_none")]
@@ -116,14 +117,14 @@ fn made_up() -> Option<Mac> {
 }
 
 impl NetworkInterface {
-    /// The device that it asks for.
-    pub fn device(&self) -> NetConfig {
+    /// The device that it asks for, in a machine of `vcpus` vCPUs.
+    pub fn device(&self, vcpus: u8) -> NetConfig {
         NetConfig {
             id: self.iface_id.clone(),
             tap: self.host_dev_name.clone(),
             mac: self.guest_mac.or_else(made_up).unwrap_or(Mac([2, 0, 0, 0, 0, 1])),
             mtu: self.mtu,
-            queue_pairs: 1,
+            queue_pairs: queue_pairs(&self.host_dev_name, vcpus),
             receive_limits: self.rx_rate_limiter.as_ref().map(RateLimiter::limits),
             send_limits: self.tx_rate_limiter.as_ref().map(RateLimiter::limits),
         }

@@ -29,7 +29,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use config::{MAX_QUEUE_PAIRS, Mac, NetConfig};
-pub use tap::TapError;
+pub use tap::{TapError, queue_pairs};
 
 use self::announce::{Announcer, rarp};
 use self::control::Command;

@@ -1,5 +1,6 @@
 //! One queue of a tap device (Documentation/networking/tuntap.rst of Linux).
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -7,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use thiserror::Error;
 
-use super::HEADER;
+use super::{HEADER, MAX_QUEUE_PAIRS};
 use crate::virtio::iovec::IoVecs;
 
 const DEVICE: &str = "/dev/net/tun";
@@ -99,6 +100,16 @@ struct Request {
 pub(super) struct Tap {
     file: File,
     name: String,
+}
+
+/// How many pairs of queues a card for `vcpus` vCPUs has on the tap `name`: one a vCPU if the tap takes several readers,
+/// otherwise one, as on a tap that is yet to be created.
+pub fn queue_pairs(name: &str, vcpus: u8) -> u16 {
+    // SAFETY: a string that ends.
+    let exists = CString::new(name).is_ok_and(|name| unsafe { libc::if_nametoindex(name.as_ptr()) } != 0);
+    // The kernel attaches nobody who wants several queues to a tap of one.
+    let several = vcpus > 1 && exists && Tap::open(name, true).is_ok();
+    if several { u16::from(vcpus).min(MAX_QUEUE_PAIRS) } else { 1 }
 }
 
 impl Tap {

@@ -318,6 +318,21 @@ mod tap {
     }
 
     #[test]
+    fn card_has_a_queue_for_each_processor_if_its_tap_takes_several_readers() {
+        alone(|| {
+            assert_eq!(queue_pairs("card", 2), 1, "there is no such tap");
+            assert_eq!(queue_pairs("no\0name", 2), 1);
+            let several = Tap::open("card", true).unwrap();
+            assert_eq!(queue_pairs("card", 1), 1);
+            assert_eq!(queue_pairs("card", 2), 2);
+            assert_eq!(queue_pairs("card", 32), MAX_QUEUE_PAIRS);
+            drop(several);
+            let _one = Tap::open("card", false).unwrap();
+            assert_eq!(queue_pairs("card", 2), 1);
+        });
+    }
+
+    #[test]
     fn frames_that_cannot_be_sent_are_lost_and_the_next_is_not() {
         alone(|| {
             let (mut driver, outside) = start("card", 0);
