@@ -56,8 +56,8 @@ pub struct Source {
 /// A virtio device.
 ///
 /// All calls come one at a time: from the event loop, from a vCPU that accesses registers, from the mirror. None of them
-/// may block for long. Until [`activate`](Self::activate), and after [`reset`](Self::reset), the queues are empty. An
-/// error of [`DeviceError`] makes the device one that needs a reset; it is not called again before.
+/// may block for long. Until [`activate`](Self::activate), and after [`reset`](Self::reset), the queues are empty. After an
+/// error of [`DeviceError`] it is reset at once, and told of no queue until its driver has reset it as well.
 pub trait VirtioDevice: Any + Send {
     /// What it is.
     fn device_type(&self) -> DeviceType;

@@ -228,7 +228,14 @@ impl VirtioSlot {
             core.queues = self.queues(features, rings).map_err(wrong)?;
             core.device.activate(features, &mut core.queues);
         }
-        core.device.restore(state, &mut core.queues)
+        match core.device.restore(state, &mut core.queues) {
+            // The state is sound; the driver has spoilt a chain that is in flight, as it may on any host.
+            Err(RestoreError::Queue { cause: cause @ QueueError::Chain(_), .. }) => {
+                self.fail(core, cause.into());
+                Ok(())
+            }
+            restored => restored,
+        }
     }
 
     fn queues(&self, features: u64, rings: &[RingState]) -> Result<Vec<VirtQueue>, QueueError> {
@@ -240,16 +247,17 @@ impl VirtioSlot {
     fn work(&self, work: impl FnOnce(&mut dyn VirtioDevice, &mut [VirtQueue]) -> Result<(), DeviceError>) {
         let mut core = self.lock();
         let Core { device, queues, .. } = &mut *core;
-        if self.interrupt.needs_reset() {
-            return;
-        }
         if let Err(error) = work(&mut **device, queues) {
             self.fail(&mut core, error);
         }
     }
 
+    /// The device waits for a reset. What it had to do is forgotten already now: so nothing of it is in its saved state,
+    /// guest memory is left alone, and its sources find it as one without a driver, which does not leave them ready.
     fn fail(&self, core: &mut Core, error: DeviceError) {
         core.fault = Some(error);
+        core.device.reset();
+        core.queues.clear();
         self.interrupt.need_reset();
     }
 

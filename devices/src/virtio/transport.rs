@@ -77,15 +77,22 @@ impl VirtioMmio {
         if transport.queues.len() != self.slot.queue_sizes().len() {
             return Err(RestoreError::Kind(self.slot.device_type()));
         }
+        let wrong = |reason| Err(RestoreError::Field { device: self.slot.device_type(), reason });
+        if transport.status & !DRIVER_STATUS != 0 {
+            return wrong("its status has bits that no driver sets");
+        }
+        let status = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+        if transport.status & status != 0 && transport.driver_features & !self.slot.features() != 0 {
+            return wrong("its driver counts on features that the device here does not have");
+        }
         self.registers = transport.clone();
         self.slot.interrupt().restore(
             transport.interrupt_status,
             transport.config_generation,
             transport.needs_reset,
         );
-        let features = transport.driver_features & self.slot.features();
         let active = (self.is_set(VIRTIO_CONFIG_S_DRIVER_OK) && !transport.needs_reset)
-            .then_some((features, &transport.queues[..]));
+            .then_some((transport.driver_features, &transport.queues[..]));
         self.slot.restore(active, &state.device)
     }
 

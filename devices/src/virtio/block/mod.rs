@@ -242,7 +242,10 @@ impl Block {
     fn complete(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
         self.engine.collect(&mut self.done);
         while let Some(Done { job: Job { operation, chain }, result }) = self.done.pop_front() {
-            self.under_way.retain(|&head| head != chain.head());
+            // One of them, should the driver have made its head available more than once.
+            if let Some(index) = self.under_way.iter().position(|&head| head == chain.head()) {
+                self.under_way.remove(index);
+            }
             let status = match &result {
                 Ok(()) => Status::Ok,
                 Err(cause) if cause.raw_os_error() == Some(libc::EOPNOTSUPP) => Status::Unsupported,

@@ -281,6 +281,30 @@ fn limits_that_were_changed_hold_and_go_along_with_the_guest() {
 }
 
 #[test]
+fn request_that_was_made_available_twice_is_in_flight_twice() {
+    for engine in ENGINES {
+        let image = image();
+        let mut driver = Driver::start(device(&config(image.path(), engine)), 0);
+        driver.mmio.slot().set_output(OutputPolicy::Hold);
+        let head = driver.add(0, &[&header(WRITE, 0), &[0xaa; 512]], &[1]).head;
+        driver.make_available(0, head);
+        driver.ring(0);
+        driver.mmio.slot().set_output(OutputPolicy::Pass);
+        // Both are carried out, and the loop comes between their ends.
+        driver.mmio.slot().attend();
+        let mut done = 0;
+        while done < 2 {
+            driver.mmio.slot().ready(0);
+            done += driver.used(0).len();
+            let mut state = crate::virtio::VirtioState::default();
+            driver.mmio.save(&mut state);
+            let DeviceState::Block(state) = state.device else { panic!("{state:?}") };
+            assert_eq!(state.in_flight, vec![head; 2 - done]);
+        }
+    }
+}
+
+#[test]
 fn state_that_no_disk_has_is_refused() {
     let image = image();
     let driver = Driver::start(device(&config(image.path(), EngineKind::Auto)), 0);

@@ -450,6 +450,7 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.accepted = 0;
         self.asked_driver = false;
+        self.in_use = 1;
         for pair in &mut self.pairs {
             pair.receiver.clear();
             pair.held.clear();

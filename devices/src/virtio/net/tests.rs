@@ -1,9 +1,6 @@
 //! Tests on real taps, each in a network namespace of its own.
 
 mod tap {
-    use std::io;
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-    use std::thread;
     use std::time::Duration;
 
     use virtio_bindings::virtio_net::{
@@ -13,6 +10,7 @@ mod tap {
     use super::super::*;
     use crate::rate_limiter::TokenBucketConfig;
     use crate::virtio::driver::Driver;
+    use crate::virtio::driver::tap::{Outside, alone};
 
     const RECEIVE: usize = 0;
     const SEND: usize = 1;
@@ -28,82 +26,6 @@ mod tap {
             queue_pairs: 1,
             receive_limits: None,
             send_limits: None,
-        }
-    }
-
-    /// Runs `test` in a thread of its own, in a network namespace of its own.
-    fn alone(test: impl FnOnce() + Send) {
-        thread::scope(|scope| {
-            let run = || {
-                // SAFETY: only this thread's view of the network changes, and the thread ends with the test.
-                assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
-                // Else the kernel has things of its own to say on each new interface.
-                std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-                test();
-            };
-            if let Err(panic) = scope.spawn(run).join() {
-                std::panic::resume_unwind(panic);
-            }
-        });
-    }
-
-    /// The world at the other end of a tap.
-    struct Outside(OwnedFd);
-
-    impl Outside {
-        /// Sets the tap up and listens.
-        fn on(tap: &str) -> Self {
-            let protocol = (libc::ETH_P_ALL as u16).to_be();
-            // SAFETY: a new descriptor, checked below.
-            let fd = unsafe {
-                libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol))
-            };
-            assert!(fd >= 0);
-            // SAFETY: it is ours and open.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-            let name = std::ffi::CString::new(tap).unwrap();
-            // SAFETY: a string that ends.
-            let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-            assert_ne!(index, 0);
-            // SAFETY: zeros are a request.
-            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-            for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
-                *to = from as libc::c_char;
-            }
-            request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-            // SAFETY: the structure that the request takes.
-            assert_eq!(unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw mut request) }, 0);
-            // SAFETY: zeros are an address.
-            let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-            address.sll_family = libc::AF_PACKET as u16;
-            address.sll_protocol = protocol;
-            address.sll_ifindex = index as i32;
-            let len = size_of::<libc::sockaddr_ll>() as u32;
-            // SAFETY: an address of that length.
-            assert_eq!(unsafe { libc::bind(fd, (&raw const address).cast(), len) }, 0);
-            Self(socket)
-        }
-
-        fn send(&self, frame: &[u8]) {
-            rustix::net::send(&self.0, frame, rustix::net::SendFlags::empty()).unwrap();
-        }
-
-        /// The frames of our own kind that come within `patience`, until there are `count`.
-        fn receive(&self, count: usize, patience: Duration) -> Vec<Vec<u8>> {
-            let mut frames = Vec::new();
-            let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            let mut wait = || {
-                // SAFETY: one entry, of which there is one.
-                unsafe { libc::poll(&raw mut poll, 1, patience.as_millis() as i32) }
-            };
-            while frames.len() < count && wait() > 0 {
-                let mut frame = vec![0; 70_000];
-                let (len, _) =
-                    rustix::net::recv(&self.0, &mut frame[..], rustix::net::RecvFlags::empty()).unwrap();
-                frame.truncate(len);
-                frames.push(frame);
-            }
-            frames
         }
     }
 
@@ -266,6 +188,24 @@ mod tap {
             assert_eq!(next.used(CONTROL), [(request.head, 1)]);
             assert_eq!(next.read(request.writable[0].0, 1), [0]);
             assert_eq!(next.config(6, 2), [1, 0]);
+        });
+    }
+
+    #[test]
+    fn successor_of_a_card_whose_driver_spoils_a_frame_in_flight_needs_a_reset() {
+        alone(|| {
+            let (mut driver, _) = start("old", 0);
+            driver.mmio.slot().set_output(OutputPolicy::Hold);
+            let sent = driver.add(SEND, &[&with_header(&frame(5, 60))], &[]);
+            driver.ring(SEND);
+            let descriptor = driver.layout(SEND).table + 16 * u64::from(sent.head);
+            driver.write(descriptor, &u64::MAX.to_le_bytes());
+            let mut next = driver.fail_over(Box::new(Net::create(&config("new")).unwrap()));
+            assert!(next.needs_reset());
+            next.negotiate(u64::MAX);
+            next.add(SEND, &[&with_header(&frame(6, 60))], &[]);
+            next.ring(SEND);
+            assert_eq!(next.used(SEND).len(), 1);
         });
     }
 

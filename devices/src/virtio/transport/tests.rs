@@ -178,9 +178,9 @@ fn buffer_across_the_end_of_a_region_is_refused_and_indirect_tables_work() {
     let table = driver.allocate(32);
     let (input, output) = (driver.allocate(8), driver.allocate(8));
     for (index, (address, flags, next)) in [(input, 1, 1), (output, 2, 0)].into_iter().enumerate() {
-        use vm_memory::{Bytes, GuestAddress};
+        use vm_memory::ByteValued;
         let descriptor = virtio_queue::desc::split::Descriptor::new(address, 8, flags, next);
-        driver.ram.write_obj(descriptor, GuestAddress(table + 16 * index as u64)).unwrap();
+        driver.write(table + 16 * index as u64, descriptor.as_slice());
     }
     let head = driver.add_chain(0, &[(table, 32, 4)]);
     driver.ring(0);
@@ -224,4 +224,42 @@ fn interrupt_that_was_not_acknowledged_is_raised_again_at_the_successor() {
     next.ring(0);
     assert_eq!(next.used(0).len(), 1);
     assert_eq!(next.take_interrupt(), 1);
+}
+
+#[test]
+fn state_of_registers_that_no_device_here_has_is_refused() {
+    let mut driver = driver();
+    let mut state = VirtioState::default();
+    driver.mmio.save(&mut state);
+    let with = |change: &dyn Fn(&mut TransportState)| {
+        let mut state = state.clone();
+        change(&mut state.transport);
+        state
+    };
+    for state in [
+        with(&|registers| registers.status |= 0x40),
+        with(&|registers| registers.driver_features |= 1 << 63),
+        with(&|registers| registers.queues[0].size = 3),
+        with(&|registers| registers.queues.truncate(1)),
+    ] {
+        assert!(driver.mmio.restore(&state).is_err(), "{state:?}");
+    }
+    driver.mmio.restore(&state).unwrap();
+}
+
+#[test]
+fn broken_device_has_nothing_in_flight_and_its_state_can_be_restored() {
+    let mut driver = driver();
+    driver.mmio.slot().set_output(OutputPolicy::Hold);
+    driver.add(0, &[b"abc"], &[3]);
+    driver.add_chain(0, &[(u64::MAX, 16, 0)]);
+    driver.ring(0);
+    assert!(driver.needs_reset());
+    let mut next = driver.fail_over(Box::<Mirror>::default());
+    assert!(next.needs_reset());
+    assert!(next.used(0).is_empty());
+    next.negotiate(u64::MAX);
+    next.add(0, &[b"abc"], &[3]);
+    next.ring(0);
+    assert_eq!(next.used(0).len(), 1);
 }

@@ -1,6 +1,10 @@
 //! The other side of a virtio device: a driver, for tests and fuzzers. It sets a device up through its registers and
 //! works its queues in a small guest memory.
 
+pub mod fuzz;
+pub mod tap;
+mod view;
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -10,8 +14,10 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection, GuestRegionMmap,
+    ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection, GuestRegionMmap,
 };
+
+pub use view::GuestView;
 
 use super::device::{VERSION_1, VirtioDevice};
 use super::state::VirtioState;
@@ -24,11 +30,16 @@ pub const REGIONS: [(u64, usize); 2] = [(0, 4 << 20), (8 << 20, 4 << 20)];
 /// Each queue has this much room for its rings, from 64 KiB on.
 const QUEUE_ROOM: u64 = 0x1_0000;
 /// Where buffers begin.
-const BUFFERS: u64 = 1 << 20;
+pub const BUFFERS: u64 = 1 << 20;
 
 /// Guest memory in two regions, with a bitmap of what devices write.
 pub fn memory() -> Arc<GuestRam> {
-    let region = |(start, len)| {
+    memory_of(&REGIONS)
+}
+
+/// Guest memory in regions of guest physical address and length, the first of more than [`BUFFERS`] bytes.
+pub fn memory_of(regions: &[(u64, usize)]) -> Arc<GuestRam> {
+    let region = |&(start, len): &(u64, usize)| {
         let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(PAGE).unwrap());
         let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -37,15 +48,25 @@ pub fn memory() -> Arc<GuestRam> {
             .unwrap();
         GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
     };
-    Arc::new(GuestRegionCollection::from_regions(REGIONS.map(region).into()).unwrap())
+    Arc::new(GuestRegionCollection::from_regions(regions.iter().map(region).collect()).unwrap())
+}
+
+/// Where a queue lies: its descriptors, and guest physical addresses of its parts.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Descriptors.
+    pub size: u16,
+    /// Of the descriptor table.
+    pub table: u64,
+    /// Of the available ring.
+    pub available: u64,
+    /// Of the used ring.
+    pub used: u64,
 }
 
 /// One queue, seen from the driver.
 struct Ring {
-    size: u16,
-    table: u64,
-    available: u64,
-    used: u64,
+    layout: Layout,
     next_descriptor: u16,
     next_available: u16,
     next_used: u16,
@@ -59,8 +80,7 @@ pub struct Driver {
     pub mmio: VirtioMmio,
     rings: Vec<Ring>,
     free: u64,
-    /// What memory held when its changes were last checked.
-    before: Vec<Vec<u8>>,
+    view: GuestView,
 }
 
 /// A request's buffers: where they are, so that a test can look.
@@ -87,21 +107,18 @@ impl Driver {
 
     /// A device that no driver has touched yet.
     pub fn idle(ram: Arc<GuestRam>, device: Box<dyn VirtioDevice>) -> Self {
-        let interrupt = Interrupt::new().unwrap();
-        let slot = VirtioSlot::new(device, &ram, &interrupt).unwrap();
-        let mut this = Self {
-            ram,
-            mmio: VirtioMmio::new(slot),
-            rings: Vec::new(),
-            free: BUFFERS,
-            before: REGIONS.map(|(_, len)| vec![0; len]).into(),
-        };
-        this.check_changes_are_marked();
-        this
+        let view = GuestView::new(&ram);
+        Self { mmio: registers(&ram, device), ram, rings: Vec::new(), free: BUFFERS, view }
     }
 
     /// Initialises the device (virtio 1.2, 3.1.1), accepting those of its features that are in `wanted`.
     pub fn negotiate(&mut self, wanted: u64) {
+        self.negotiate_with(wanted, |_, layout| layout);
+        assert_eq!(self.get(register::VIRTIO_MMIO_STATUS), 0xf, "the device takes sound queues");
+    }
+
+    /// As [`Self::negotiate`], with the queues where `place` wants them, which is told their number and their usual place.
+    pub fn negotiate_with(&mut self, wanted: u64, place: impl Fn(u32, Layout) -> Layout) {
         self.set(register::VIRTIO_MMIO_STATUS, 0);
         self.set(register::VIRTIO_MMIO_STATUS, 1);
         self.set(register::VIRTIO_MMIO_STATUS, 3);
@@ -120,26 +137,28 @@ impl Driver {
                 break;
             }
             let base = QUEUE_ROOM * u64::from(index + 1);
-            let (table, available, used) = (base, base + 0x4000, base + 0x6000);
             // A ring that was used before begins anew.
-            self.ram.write_slice(&vec![0; QUEUE_ROOM as usize], GuestAddress(base)).unwrap();
-            self.set(register::VIRTIO_MMIO_QUEUE_NUM, u32::from(size));
-            self.set(register::VIRTIO_MMIO_QUEUE_DESC_LOW, table as u32);
-            self.set(register::VIRTIO_MMIO_QUEUE_AVAIL_LOW, available as u32);
-            self.set(register::VIRTIO_MMIO_QUEUE_USED_LOW, used as u32);
-            self.set(register::VIRTIO_MMIO_QUEUE_READY, 1);
-            let (next_descriptor, next_available, next_used) = (0, 0, 0);
-            self.rings.push(Ring {
-                size,
-                table,
-                available,
-                used,
-                next_descriptor,
-                next_available,
-                next_used,
-            });
+            self.write(base, &vec![0; QUEUE_ROOM as usize]);
+            let usual = Layout { size, table: base, available: base + 0x4000, used: base + 0x6000 };
+            let ring = self.set_up_queue(place(index, usual));
+            self.rings.push(ring);
         }
         self.set(register::VIRTIO_MMIO_STATUS, 0xf);
+    }
+
+    fn set_up_queue(&mut self, layout: Layout) -> Ring {
+        self.set(register::VIRTIO_MMIO_QUEUE_NUM, u32::from(layout.size));
+        for (register, address) in [
+            (register::VIRTIO_MMIO_QUEUE_DESC_LOW, layout.table),
+            (register::VIRTIO_MMIO_QUEUE_AVAIL_LOW, layout.available),
+            (register::VIRTIO_MMIO_QUEUE_USED_LOW, layout.used),
+        ] {
+            self.set(register, address as u32);
+            // The upper half is the next register.
+            self.set(register + 4, (address >> 32) as u32);
+        }
+        self.set(register::VIRTIO_MMIO_QUEUE_READY, 1);
+        Ring { layout, next_descriptor: 0, next_available: 0, next_used: 0 }
     }
 
     /// Features that the device offers.
@@ -178,7 +197,8 @@ impl Driver {
     pub fn allocate(&mut self, len: usize) -> u64 {
         let address = self.free;
         self.free += (len as u64).next_multiple_of(16).max(16);
-        if self.free > REGIONS[0].0 + REGIONS[0].1 as u64 {
+        let first = self.ram.iter().next().map_or(0, |region| region.start_addr().0 + region.len());
+        if self.free > first {
             // Tests are short; one that is not goes around.
             self.free = BUFFERS;
             return self.allocate(len);
@@ -192,7 +212,7 @@ impl Driver {
         let mut room = Vec::new();
         for bytes in readable {
             let address = self.allocate(bytes.len());
-            self.ram.write_slice(bytes, GuestAddress(address)).unwrap();
+            self.write(address, bytes);
             descriptors.push((address, bytes.len() as u32, 0));
         }
         for &len in writable {
@@ -210,11 +230,11 @@ impl Driver {
         let head = ring.next_descriptor;
         for (index, &(address, len, flags)) in descriptors.iter().enumerate() {
             let at = ring.next_descriptor;
-            ring.next_descriptor = (at + 1) % ring.size;
+            ring.next_descriptor = (at + 1) % ring.layout.size;
             let last = index + 1 == descriptors.len();
             let flags = flags | if last { 0 } else { VRING_DESC_F_NEXT as u16 };
             let descriptor = Descriptor::new(address, len, flags, ring.next_descriptor);
-            self.ram.write_obj(descriptor, GuestAddress(ring.table + 16 * u64::from(at))).unwrap();
+            self.view.write(ring.layout.table.wrapping_add(16 * u64::from(at)), descriptor.as_slice());
         }
         self.make_available(queue, head);
         head
@@ -223,16 +243,16 @@ impl Driver {
     /// Puts `head` into the available ring.
     pub fn make_available(&mut self, queue: usize, head: u16) {
         let ring = &mut self.rings[queue];
-        let entry = ring.available + 4 + 2 * u64::from(ring.next_available % ring.size);
+        let Layout { size, available, .. } = ring.layout;
+        let entry = available.wrapping_add(4 + 2 * u64::from(ring.next_available % size));
         ring.next_available = ring.next_available.wrapping_add(1);
-        self.ram.write_obj(head, GuestAddress(entry)).unwrap();
-        self.ram.write_obj(ring.next_available, GuestAddress(ring.available + 2)).unwrap();
+        self.view.write(entry, &head.to_le_bytes());
+        self.view.write(available.wrapping_add(2), &ring.next_available.to_le_bytes());
     }
 
-    /// Guest physical addresses of descriptor table, available and used ring of a queue.
-    pub fn ring_addresses(&self, queue: usize) -> (u64, u64, u64) {
-        let ring = &self.rings[queue];
-        (ring.table, ring.available, ring.used)
+    /// Where a queue lies.
+    pub fn layout(&self, queue: usize) -> Layout {
+        self.rings[queue].layout
     }
 
     /// Queues that the device has.
@@ -249,28 +269,34 @@ impl Driver {
     /// The chains that the device has used since the last call: head and bytes written.
     pub fn used(&mut self, queue: usize) -> Vec<(u16, u32)> {
         let ring = &mut self.rings[queue];
-        let end: u16 = self.ram.read_obj(GuestAddress(ring.used + 2)).unwrap();
+        let Layout { size, available, used: start, .. } = ring.layout;
+        let word = |address| u16::from_le_bytes(self.view.read(address, 2).unwrap().try_into().unwrap());
+        let end = word(start + 2);
         let mut used = Vec::new();
         while ring.next_used != end {
-            let entry = ring.used + 4 + 8 * u64::from(ring.next_used % ring.size);
-            let [head, len]: [u32; 2] = [
-                self.ram.read_obj(GuestAddress(entry)).unwrap(),
-                self.ram.read_obj(GuestAddress(entry + 4)).unwrap(),
-            ];
-            used.push((head as u16, len));
+            let entry = start + 4 + 8 * u64::from(ring.next_used % size);
+            let len = u32::from(word(entry + 4)) | u32::from(word(entry + 6)) << 16;
+            used.push((word(entry), len));
             ring.next_used = ring.next_used.wrapping_add(1);
         }
         // Asks for an interrupt at the next (virtio 1.2, 2.7.10), used_event.
-        let event = ring.available + 4 + 2 * u64::from(ring.size);
-        self.ram.write_obj(ring.next_used, GuestAddress(event)).unwrap();
+        self.view.write(available + 4 + 2 * u64::from(size), &ring.next_used.to_le_bytes());
         used
     }
 
     /// `len` bytes of guest memory.
     pub fn read(&self, address: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.ram.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        bytes
+        self.view.read(address, len).unwrap()
+    }
+
+    /// Writes to guest memory.
+    pub fn write(&mut self, address: u64, bytes: &[u8]) {
+        assert!(self.view.write(address, bytes), "{address:#x} is in memory");
+    }
+
+    /// Guest memory, as the driver sees it.
+    pub fn view(&mut self) -> &mut GuestView {
+        &mut self.view
     }
 
     /// Acknowledges and returns what the interrupt is for; zero if it was not raised.
@@ -289,28 +315,13 @@ impl Driver {
     /// Forgets which pages are dirty, so that a later [`check_changes_are_marked`](Self::check_changes_are_marked) tells
     /// of what the device does from now on.
     pub fn begin_watch(&mut self) {
-        self.check_changes_are_marked();
+        self.view.forget();
     }
 
-    /// Checks that every page whose content has changed since the last call is marked dirty, and returns how many are
-    /// both. What the driver itself writes is marked as well: watch only what the device does.
+    /// Checks that every page that the device has changed since the last call is marked dirty, and returns how many there
+    /// are.
     pub fn check_changes_are_marked(&mut self) -> usize {
-        let mut count = 0;
-        for (region, before) in self.ram.iter().zip(&mut self.before) {
-            let words = region.get_mmap().bitmap().get_and_reset();
-            let mut now = vec![0; before.len()];
-            region.read_slice(&mut now, vm_memory::MemoryRegionAddress(0)).unwrap();
-            for (page, (old, new)) in before.chunks(PAGE).zip(now.chunks(PAGE)).enumerate() {
-                if old != new {
-                    let marked = words[page / 64] & 1 << (page % 64) != 0;
-                    let address = region.start_addr().0 + (page * PAGE) as u64;
-                    assert!(marked, "the page at {address:#x} was written and not marked dirty");
-                    count += 1;
-                }
-            }
-            *before = now;
-        }
-        count
+        self.view.check()
     }
 
     /// Saves the device and goes on with it in `successor`, a fresh device of the same kind: as a standby that takes over.
@@ -318,13 +329,29 @@ impl Driver {
     pub fn fail_over(mut self, successor: Box<dyn VirtioDevice>) -> Self {
         let mut state = VirtioState::default();
         self.mmio.save(&mut state);
-        let mut next = Self::idle(Arc::clone(&self.ram), successor);
+        let mut next = self.replace(|| successor);
         next.mmio.restore(&state).unwrap();
-        next.rings = self.rings;
-        next.free = self.free;
-        next.mmio.slot().moved();
-        next.mmio.resume();
-        next.mmio.slot().attend();
+        next.go_on();
         next
     }
+
+    /// Puts what `make` makes into the place of the device, which is gone before that. It is to be restored.
+    #[must_use]
+    pub fn replace(self, make: impl FnOnce() -> Box<dyn VirtioDevice>) -> Self {
+        let Self { ram, mmio, .. } = self;
+        drop(mmio);
+        Self { mmio: registers(&ram, make()), ram, ..self }
+    }
+
+    /// The guest runs on after a restore, here.
+    pub fn go_on(&mut self) {
+        self.mmio.slot().moved();
+        self.mmio.resume();
+        self.mmio.slot().attend();
+    }
+}
+
+fn registers(ram: &Arc<GuestRam>, device: Box<dyn VirtioDevice>) -> VirtioMmio {
+    let interrupt = Interrupt::new().unwrap();
+    VirtioMmio::new(VirtioSlot::new(device, ram, &interrupt).unwrap())
 }
