@@ -3,7 +3,7 @@
 //! The file holds the regions one after the other, so that a page's number (see [`mirror::memory`]) times the page
 //! size is its offset in the file.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -30,6 +30,10 @@ pub const HOLE_END: u64 = 1 << 32;
 
 /// For the bitmap of the VMM's own writes.
 const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_SIZE).unwrap();
+/// Size of a huge page in MiB.
+const HUGE_MIB: u64 = 2;
+/// Where the kernel tells of its pool of huge pages.
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
 
 /// Why guest memory cannot be had.
@@ -39,7 +43,7 @@ pub enum MemoryError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// The kernel gives no memory file.
-    #[error("cannot create {mib} MiB of guest memory{}: {cause}", if *.huge { " in 2 MiB pages (are enough reserved? see vm.nr_hugepages)" } else { "" })]
+    #[error("cannot create {mib} MiB of guest memory{}: {cause}", if *.huge { " in 2 MiB pages" } else { "" })]
     Create {
         /// Size asked for.
         mib: u64,
@@ -49,7 +53,7 @@ pub enum MemoryError {
         cause: io::Error,
     },
     /// The memory cannot be mapped.
-    #[error("cannot map guest memory at {start:#x}, {pages} pages{}: {cause}", if *.huge { " in 2 MiB pages (are enough reserved? see vm.nr_hugepages)" } else { "" })]
+    #[error("cannot map guest memory at {start:#x}, {pages} pages{}: {cause}", if *.huge { " in 2 MiB pages" } else { "" })]
     Map {
         /// Guest physical start of the region.
         start: u64,
@@ -59,6 +63,17 @@ pub enum MemoryError {
         huge: bool,
         /// What went wrong.
         cause: String,
+    },
+    /// The host has too few huge pages.
+    #[error(
+        "{mib} MiB of guest memory need {} pages of 2 MiB, of which this host has {free} to give: reserve more (vm.nr_hugepages) or leave huge_pages out",
+        .mib.div_ceil(HUGE_MIB)
+    )]
+    Pool {
+        /// Size asked for.
+        mib: u64,
+        /// Huge pages that are neither in use nor promised to somebody.
+        free: u64,
     },
     /// KVM refuses a slot.
     #[error("KVM_SET_USER_MEMORY_REGION for slot {slot} at {start:#x}, {pages} pages: {cause}")]
@@ -108,8 +123,13 @@ impl Memory {
         let file = Arc::new(create_file(&layout, huge)?);
         // Huge pages are reserved now: without, one that is not to be had would kill the process at its first touch.
         let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
-        let ram = map(&layout, &file, 0, libc::MAP_SHARED | reserve, huge)?;
-        let returned = Returned::new(&layout, Some(Arc::clone(&file)));
+        let ram = map(&layout, &file, 0, libc::MAP_SHARED | reserve, huge).map_err(|error| {
+            let (mib, free) = (layout.bytes() >> 20, free_huge_pages());
+            if huge && free < mib.div_ceil(HUGE_MIB) { MemoryError::Pool { mib, free } } else { error }
+        })?;
+        // A huge page that was given to the host is no longer reserved: if others have it when the guest wants it back,
+        // the kernel kills the process. So the guest keeps them.
+        let returned = Returned::new(&layout, (!huge).then(|| Arc::clone(&file)));
         Ok(Self { ram, layout, file: Some(file), returned, pager: None })
     }
 
@@ -152,8 +172,9 @@ impl Memory {
         &self.layout
     }
 
-    /// Adds the pages that the file holds, or will when the pager has provided them. Asks the file and reads no page: reading a hole would fill it. Where the file
-    /// cannot tell (huge pages, somebody else's file), every page counts as populated.
+    /// Adds the pages that the file holds, or will when the pager has provided them. Asks the file and reads no page:
+    /// reading a hole would fill it. Where the file cannot tell (huge pages, somebody else's file), every page counts as
+    /// populated.
     pub(crate) fn populated(&self, into: &mut DirtySet) -> Result<(), MemoryError> {
         // First: what is no longer missing is in the file.
         if let Some(pager) = &self.pager {
@@ -185,7 +206,7 @@ impl Memory {
 #[derive(Clone)]
 pub(crate) struct Returned {
     layout: Layout,
-    /// The memory file; without one the pages cannot be given to the host.
+    /// The memory file; without one the pages are not given to the host.
     file: Option<Arc<File>>,
     /// It must not provide them again.
     pager: Option<Arc<Pager>>,
@@ -225,11 +246,12 @@ impl Discard for Returned {
 
 impl Returned {
     fn give_back(&self, page: u64, count: u64) {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner).insert_range(page, count);
+        // Pages that stay hold what they held.
         let Some(file) = &self.file else { return };
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).insert_range(page, count);
         let punch = || {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // Of huge pages only whole ones are freed; a file that refuses keeps its pages, and nothing is lost.
+            // A file that refuses keeps its pages, and nothing is lost.
             let _ = fallocate(file, flags, page * PAGE_SIZE as u64, count * PAGE_SIZE as u64);
         };
         match &self.pager {
@@ -237,6 +259,15 @@ impl Returned {
             None => punch(),
         }
     }
+}
+
+/// Huge pages of the host that are neither in use nor promised; none if the kernel does not tell.
+fn free_huge_pages() -> u64 {
+    let count = |name| {
+        let text = fs::read_to_string(format!("{POOL}/{name}_hugepages")).unwrap_or_default();
+        text.trim().parse::<u64>().unwrap_or(0)
+    };
+    count("free").saturating_sub(count("resv"))
 }
 
 fn create_file(layout: &Layout, huge: bool) -> Result<File, MemoryError> {
@@ -376,6 +407,10 @@ impl Slots {
 }
 
 #[cfg(test)]
+#[path = "../tests/common/pool.rs"]
+mod pool;
+
+#[cfg(test)]
 mod tests {
     use vm_memory::Bytes;
 
@@ -439,6 +474,56 @@ mod tests {
     fn huge_pages_that_the_host_has_not_are_a_clear_error() {
         // 1 TiB of huge pages is more than any test machine has reserved.
         let error = Memory::new(layout(1 << 20).unwrap(), true).err().unwrap();
+        assert!(error.to_string().contains("need 524288 pages of 2 MiB, of which this host has"), "{error}");
         assert!(error.to_string().contains("vm.nr_hugepages"), "{error}");
+    }
+
+    mod huge {
+        use super::*;
+
+        use super::super::pool::Pool;
+
+        fn memory(mib: u32) -> Result<Memory, MemoryError> {
+            Memory::new(layout(mib).unwrap(), true)
+        }
+
+        #[test]
+        fn pool_that_is_one_page_short_is_told_with_both_numbers() {
+            let _pool = Pool::of(3);
+            let error = memory(8).err().unwrap().to_string();
+            assert!(error.contains("8 MiB of guest memory need 4 pages of 2 MiB"), "{error}");
+            assert!(error.contains("this host has 3 to give"), "{error}");
+        }
+
+        #[test]
+        fn pages_that_the_guest_gives_back_stay_its_own() {
+            let _pool = Pool::of(4);
+            let memory = memory(8).unwrap();
+            for address in (0..8 << 20).step_by(PAGE_SIZE) {
+                memory.ram().write_obj(7_u8, GuestAddress(address)).unwrap();
+            }
+            // A small page, part of two huge ones, and whole ones.
+            let mut returned = memory.returned().clone();
+            for (start, len) in [(0, PAGE_SIZE as u64), (1 << 20, 2 << 20), (4 << 20, 4 << 20)] {
+                returned.discard(start, len);
+            }
+            let mut told = DirtySet::new(memory.layout().pages());
+            memory.returned().take(&mut told);
+            assert!(told.is_empty(), "they hold what they held");
+            // Nobody else gets them, so the guest finds all of them when it wants them back.
+            assert!(matches!(self::memory(2), Err(MemoryError::Pool { free: 0, .. })));
+            for address in (0..8 << 20).step_by(PAGE_SIZE) {
+                memory.ram().write_obj(8_u8, GuestAddress(address)).unwrap();
+            }
+        }
+
+        #[test]
+        fn every_page_counts_as_populated() {
+            let _pool = Pool::of(2);
+            let memory = memory(4).unwrap();
+            let mut set = DirtySet::new(memory.layout().pages());
+            memory.populated(&mut set).unwrap();
+            assert_eq!(set.count(), memory.layout().pages());
+        }
     }
 }

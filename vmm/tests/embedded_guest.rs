@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::pool::Pool;
 use common::watch::Watch;
 use common::{Output, PATIENCE, console};
 use mirror::console::Console;
@@ -21,15 +22,15 @@ fn config(vcpu_count: u8) -> MachineConfig {
 }
 
 fn embedded(vcpu_count: u8, parameters: &str) -> (Machine, Output) {
-    let (machine, output, _) = embedded_with_console(vcpu_count, parameters);
+    let (machine, output, _) = embedded_with_console(&config(vcpu_count), parameters);
     (machine, output)
 }
 
-fn embedded_with_console(vcpu_count: u8, parameters: &str) -> (Machine, Output, Arc<Console>) {
+fn embedded_with_console(config: &MachineConfig, parameters: &str) -> (Machine, Output, Arc<Console>) {
     let (console, output) = console();
-    let mut machine = Machine::create(&config(vcpu_count), Arc::clone(&console)).unwrap();
+    let mut machine = Machine::create(config, Arc::clone(&console)).unwrap();
     let kernel = KernelImage::Bytes(Cow::Borrowed(GUEST_ELF));
-    let cmdline = format!("cpus={vcpu_count} {parameters}");
+    let cmdline = format!("cpus={} {parameters}", config.vcpu_count);
     machine.load(&Boot { kernel, initrd: None, cmdline }).unwrap();
     machine.start();
     (machine, output, console)
@@ -84,20 +85,31 @@ fn guest_ends_with_its_code_after_so_many_lines() {
 fn twin_goes_on_without_gap_and_finds_every_page_intact() {
     let parameters = "workload=count,dirty,verify dirty.rate=20000 dirty.set=16 dirty.pattern=hotcold";
     for (cpus, tracking_rounds) in [(1, 6), (2, 6), (4, 3)] {
-        fail_over(cpus, parameters, tracking_rounds);
+        fail_over(&config(cpus), parameters, tracking_rounds);
     }
 }
 
 #[test]
 fn guest_of_32_vcpus_boots_on_all_of_them_and_goes_on_in_its_twin() {
     // More than any test machine has processors for: so a little work for each.
-    fail_over(MAX_VCPUS, "workload=count,dirty,verify dirty.rate=2000 dirty.set=4 count.rate=5", 3);
+    fail_over(&config(MAX_VCPUS), "workload=count,dirty,verify dirty.rate=2000 dirty.set=4 count.rate=5", 3);
+}
+
+mod huge {
+    use super::*;
+
+    #[test]
+    fn twin_of_huge_pages_goes_on_without_gap_and_finds_every_page_intact() {
+        let _pool = Pool::of(64);
+        let config = MachineConfig { huge_pages: true, ..config(2) };
+        fail_over(&config, "workload=count,dirty,verify dirty.rate=20000 dirty.set=16", 3);
+    }
 }
 
 /// Lets a guest go on in a twin, with epochs before, and checks all that it says.
-fn fail_over(cpus: u8, parameters: &str, tracking_rounds: usize) {
-    let (mut machine, output, console) = embedded_with_console(cpus, parameters);
-    let mut watch = Watch::new(output, cpus);
+fn fail_over(config: &MachineConfig, parameters: &str, tracking_rounds: usize) {
+    let (mut machine, output, console) = embedded_with_console(config, parameters);
+    let mut watch = Watch::new(output, config.vcpu_count);
     watch.until(2, 1);
 
     let (mut twin, mut copier, twin_output) = attach(&mut machine);

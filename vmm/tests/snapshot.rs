@@ -46,6 +46,60 @@ fn restored_machine_goes_on_exactly_where_the_snapshot_was_taken() {
     }
 }
 
+mod huge {
+    use common::pool::Pool;
+    use common::snapshots::working_in;
+    use vmm::MachineConfig;
+
+    use super::*;
+
+    #[test]
+    fn machine_of_huge_pages_goes_on_from_full_and_differential_snapshots() {
+        let _pool = Pool::of(32);
+        let folder = TempDir::new().unwrap();
+        let [base, diff] = ["base", "diff"].map(|name| Files::new(folder.path(), name));
+        let config = MachineConfig { huge_pages: true, ..MachineConfig::new(CPUS, 64).tracked() };
+        let (mut machine, mut watch) = working_in(&config);
+        take(&mut machine, Kind::Full, &base).unwrap();
+        watch.until(40, 2);
+        machine.stand_still().unwrap();
+        let report = take(&mut machine, Kind::Diff, &diff).unwrap();
+        assert!(report.pages < 64 << 8, "small pages are written, not huge ones: {report:?}");
+        drop(machine);
+        watch.look();
+
+        let chain = vec![base.open().unwrap(), diff.open().unwrap()];
+        let (mut machine, output) = restored(chain, RestoreMode::Copy);
+        assert!(machine.config().huge_pages);
+        watch.go_on(output);
+        let (counts, walks) = (watch.counts[0], watch.walks[0]);
+        machine.start();
+        watch.until(counts + 30, walks + 2);
+    }
+
+    #[test]
+    fn what_huge_pages_cannot_do_is_said() {
+        let _pool = Pool::of(32);
+        let folder = TempDir::new().unwrap();
+        let files = Files::new(folder.path(), "full");
+        let config = MachineConfig { huge_pages: true, ..MachineConfig::new(CPUS, 64).tracked() };
+        let (mut machine, _watch) = working_in(&config);
+        take(&mut machine, Kind::Full, &files).unwrap();
+        drop(machine);
+        for (mode, expected) in [
+            (RestoreMode::Map, "of ordinary pages"),
+            (RestoreMode::OnDemand { eager: false }, "huge pages cannot be provided on demand: copy it"),
+        ] {
+            let chain = vec![files.open().unwrap()];
+            let resources = HostResources::default();
+            let source = RestoreSource { chain, mode, resources, track_dirty_pages: false };
+            let error = Machine::from_snapshot(&Host::open().unwrap(), &source, console().0);
+            let error = error.err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
+
 #[test]
 fn guest_runs_while_its_pages_are_written_and_the_snapshot_is_of_one_moment() {
     let folder = TempDir::new().unwrap();

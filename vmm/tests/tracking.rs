@@ -4,6 +4,7 @@ mod common;
 
 use std::ops::Range;
 
+use common::pool::Pool;
 use common::{CODE, Code, DATA, Output, SMALL, boot, console, elf};
 use mirror::dirty::DirtySet;
 use mirror::guest::Guest;
@@ -83,6 +84,18 @@ fn manual_tracker_tells_exactly_the_pages_written() {
 #[test]
 fn legacy_tracker_tells_exactly_the_pages_written() {
     exactly_the_pages_written_are_harvested(TrackerKind::Legacy, &SMALL);
+}
+
+mod huge {
+    use super::*;
+
+    #[test]
+    fn memory_of_huge_pages_is_tracked_in_small_ones() {
+        let _pool = Pool::of(8);
+        let huge = MachineConfig { huge_pages: true, ..SMALL };
+        exactly_the_pages_written_are_harvested(TrackerKind::Manual, &huge);
+        exactly_the_pages_written_are_harvested(TrackerKind::Legacy, &huge);
+    }
 }
 
 #[test]

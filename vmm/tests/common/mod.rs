@@ -1,6 +1,7 @@
 //! Tiny guests in machine code, and a console that a test can read.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod pool;
 pub mod snapshots;
 pub mod watch;
 

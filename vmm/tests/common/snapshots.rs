@@ -20,9 +20,13 @@ pub const CPUS: u8 = 2;
 
 /// A guest that counts, writes and checks its memory.
 pub fn working() -> (Machine, Watch) {
+    working_in(&MachineConfig::new(CPUS, 64).tracked())
+}
+
+/// The same in a machine of `config`.
+pub fn working_in(config: &MachineConfig) -> (Machine, Watch) {
     let (console, output) = console();
-    let config = MachineConfig::new(CPUS, 64).tracked();
-    let mut machine = Machine::create(&config, console).unwrap();
+    let mut machine = Machine::create(config, console).unwrap();
     let kernel = KernelImage::Bytes(Cow::Borrowed(GUEST_ELF));
     let cmdline = format!("cpus={CPUS} workload=count,dirty,verify dirty.rate=5000");
     machine.load(&Boot { kernel, initrd: None, cmdline }).unwrap();
