@@ -248,6 +248,33 @@ mod mount {
         assert!(!files.are_there(), "half a snapshot is there");
         assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 0, "and nothing beside it");
     }
+
+    #[test]
+    fn disk_that_is_full_again_and_again_takes_nothing_from_the_next_difference() {
+        let disk = SmallDisk::new(256);
+        let files = Files::new(disk.0.path(), "snapshot");
+        assert_nothing_was_lost(|machine| {
+            take(machine, Kind::Diff, &files).unwrap_err();
+            take(machine, Kind::Full, &files).unwrap_err();
+            machine.stand_still().unwrap();
+            take(machine, Kind::Diff, &files).unwrap_err();
+            assert!(!machine.runs(), "a machine that stood still runs");
+            let error = take(machine, Kind::Full, &files).unwrap_err();
+            machine.start();
+            error
+        });
+        assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn memory_without_room_for_its_state_is_no_snapshot() {
+        let (disk, folder) = (SmallDisk::new(4), TempDir::new().unwrap());
+        let files = Files { state: disk.0.path().join("state"), memory: folder.path().join("memory") };
+        let error = assert_nothing_was_lost(|machine| take(machine, Kind::Full, &files).unwrap_err());
+        assert!(error.to_string().contains("state: No space left"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 0);
+    }
 }
 
 #[test]
@@ -268,6 +295,23 @@ fn folder_that_is_not_there_is_told_and_the_guest_runs_on() {
     let missing = Files::new(Path::new("/nowhere/at/all"), "diff");
     let error = assert_nothing_was_lost(|machine| take(machine, Kind::Diff, &missing).unwrap_err());
     assert!(error.to_string().contains("/nowhere/at/all/diff.memory"), "{error}");
+}
+
+#[test]
+fn folder_that_vanishes_meanwhile_is_told_and_the_guest_runs_on() {
+    let folder = TempDir::new().unwrap();
+    let files = Files::new(folder.path(), "diff");
+    let error = assert_nothing_was_lost(|machine| {
+        let request =
+            SnapshotRequest { kind: Kind::Diff, state: files.state.clone(), memory: files.memory.clone() };
+        let mut vanish = |_, _| {
+            // It is gone after the first time.
+            let _ = fs::remove_dir_all(folder.path());
+            ControlFlow::Continue(())
+        };
+        machine.snapshot(&request, &mut vanish).unwrap_err()
+    });
+    assert!(error.to_string().contains("diff.memory"), "{error}");
 }
 
 #[test]
@@ -334,17 +378,41 @@ fn damaged_and_mixed_up_files_are_refused() {
     assert!(matches!(merged(&[open("b")]), Err(RestoreError::NotFull)));
     assert!(matches!(merged(&[open("a"), open("c")]), Err(RestoreError::Chain(1))));
     assert!(!files("m").are_there());
-    let source = RestoreSource {
-        chain: vec![open("a"), open("b")],
-        mode: RestoreMode::Map,
-        resources: HostResources::default(),
-        track_dirty_pages: false,
+    let restore = |chain, mode| {
+        let source =
+            RestoreSource { chain, mode, resources: HostResources::default(), track_dirty_pages: false };
+        Machine::from_snapshot(&Host::open().unwrap(), &source, Arc::clone(&console().0)).map(drop)
     };
-    let host = Host::open().unwrap();
-    assert!(matches!(
-        Machine::from_snapshot(&host, &source, Arc::clone(&console().0)),
-        Err(RestoreError::CannotMap)
-    ));
+    let mapped = restore(vec![open("a"), open("b")], RestoreMode::Map);
+    assert!(matches!(mapped, Err(RestoreError::CannotMap)));
+    for mode in [RestoreMode::Map, RestoreMode::Copy, RestoreMode::OnDemand { eager: true }] {
+        assert!(matches!(restore(vec![open("b")], mode), Err(RestoreError::NotFull)), "{mode:?}");
+        let skipped = restore(vec![open("a"), open("c")], mode);
+        assert!(matches!(skipped, Err(RestoreError::Chain(1))), "{mode:?}");
+        let out_of_order = restore(vec![open("a"), open("c"), open("b")], mode);
+        assert!(matches!(out_of_order, Err(RestoreError::Chain(1))), "{mode:?}");
+    }
+
+    // The state file: of another version, cut off, a bit flipped in its header and in its content.
+    let state = fs::read(&files("a").state).unwrap();
+    let with_state = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = state.clone();
+        change(&mut bytes);
+        fs::write(files("a").state, bytes).unwrap();
+        let error = files("a").open().err().map(|error| error.to_string()).unwrap_or_default();
+        fs::write(files("a").state, &state).unwrap();
+        error
+    };
+    let half = state.len() / 2;
+    let path = files("a").state.display().to_string();
+    for (error, what) in [
+        (with_state(&|bytes| bytes[8] ^= 4), "was written in version"),
+        (with_state(&|bytes| bytes.truncate(half)), "is truncated"),
+        (with_state(&|bytes| bytes[half] ^= 4), "is damaged: the checksum of its content"),
+        (with_state(&|bytes| bytes[18] ^= 4), "is damaged: the checksum of its header"),
+    ] {
+        assert!(error.contains(&path) && error.contains(what), "{error:?} for {what}");
+    }
 
     let good = fs::read(&files("a").memory).unwrap();
     let with = |change: &dyn Fn(&mut Vec<u8>)| {
