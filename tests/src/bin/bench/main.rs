@@ -1,6 +1,6 @@
 //! Benchmarks of Understudy. Figures of one run are to be compared with each other, not between machines.
 //!
-//! `cargo run --release -p tests --bin bench -- boot|seed|pause|service|failover|all [--json]`
+//! `cargo run --release -p tests --bin bench -- boot|seed|pause|snapshot|service|failover|all [--json]`
 
 mod boot;
 mod failover;
@@ -8,13 +8,14 @@ mod figures;
 mod pause;
 mod seed;
 mod service;
+mod snapshot;
 
 use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 use tests::process::understudy;
 
-const NAMES: [&str; 5] = ["boot", "seed", "pause", "service", "failover"];
+const NAMES: [&str; 6] = ["boot", "seed", "pause", "snapshot", "service", "failover"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             "boot" => json!(boot::measure(understudy)),
             "seed" => json!(seed::measure()),
             "pause" => json!(pause::measure()),
+            "snapshot" => json!(snapshot::measure()),
             "service" => json!(service::measure(understudy)),
             _ => json!(failover::measure(understudy)),
         };
@@ -59,7 +61,10 @@ fn print_text(name: &str, result: &Value) {
     for row in rows {
         println!("{name}");
         for (key, value) in row.as_object().into_iter().flatten() {
-            println!("  {key:<22}{:>12.2}", value.as_f64().unwrap_or(0.0));
+            match value.as_f64() {
+                Some(figure) => println!("  {key:<22}{figure:>12.2}"),
+                None => println!("  {key:<22}{:>12}", value.as_str().unwrap_or_default()),
+            }
         }
     }
 }
