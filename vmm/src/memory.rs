@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::virtio::balloon::Discard;
@@ -156,6 +157,17 @@ impl Memory {
 
     pub(crate) fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// Makes `bodies` the pages from `first` on, of memory of ordinary pages that nobody uses yet. They do not count as
+    /// written.
+    pub(crate) fn fill(&self, first: u64, bodies: &[u8]) -> Result<(), MemoryError> {
+        let written = match &self.file {
+            Some(file) => file.write_all_at(bodies, first * PAGE_SIZE as u64),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        };
+        let mib = self.layout.bytes() >> 20;
+        written.map_err(|cause| MemoryError::Create { mib, huge: false, cause })
     }
 
     /// Who provides pages that are missing still.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mirror::console::Console;
+use mirror::dirty::DirtySet;
 use mirror::memory::{PAGE_SIZE, PageMemory};
 use thiserror::Error;
 
@@ -14,12 +15,16 @@ use super::state_file::StateFile;
 use super::take::{SnapshotError, SnapshotTracking};
 use super::{FileError, Identity};
 use crate::config::{HostResources, MachineConfig, UnknownDevice};
+use crate::dirty;
 use crate::exit::ExitHandle;
 use crate::host::Host;
 use crate::machine::{CreateError, Machine, MachineError};
 use crate::memory::{self, Memory};
 use crate::processor::Processor;
 use crate::state::{self, MachineState, StateError};
+
+/// Pages that are read and written in one call, at most.
+const COPIED_TOGETHER: usize = 64;
 
 /// A snapshot's two files, opened and verified but for the pages themselves.
 #[derive(Debug)]
@@ -194,7 +199,7 @@ impl Machine {
         let mut memory = memory.map_err(CreateError::Memory)?;
         match source.mode {
             RestoreMode::Map => {}
-            RestoreMode::Copy => copy(&source.chain, &memory)?,
+            RestoreMode::Copy => copy(&source.chain, &memory, config.huge_pages)?,
             RestoreMode::OnDemand { eager } => {
                 let chain = source.chain.iter().map(|snapshot| Arc::clone(&snapshot.pages)).collect();
                 let pager = Pager::start(memory.ram(), chain, eager)?;
@@ -209,7 +214,7 @@ impl Machine {
         machine.restore(&last.state)?;
         machine.rely_on_pager().map_err(MachineError::from)?;
         if config.track_dirty_pages {
-            let pages = mirror::dirty::DirtySet::new(machine.layout().pages());
+            let pages = DirtySet::new(machine.layout().pages());
             machine.snapshots = SnapshotTracking { since: Some((last.identity.id, pages)) };
         }
         Ok(machine)
@@ -252,16 +257,55 @@ fn each_page(
     Ok(())
 }
 
-fn copy(chain: &[Snapshot], memory: &Memory) -> Result<(), RestoreError> {
-    let memory = PageMemory::new(Arc::clone(memory.ram())).map_err(CreateError::Layout)?;
-    each_page(chain, |page, body| {
-        // Memory is all zeros: a page of zeros need not be touched.
-        if body.iter().any(|&byte| byte != 0) {
+/// Fills `memory`, which is all zeros, with the pages of `chain`: they do not count as written.
+fn copy(chain: &[Snapshot], memory: &Memory, huge: bool) -> Result<(), RestoreError> {
+    let pages = PageMemory::new(Arc::clone(memory.ram())).map_err(CreateError::Layout)?;
+    let mut put = |first: u64, bodies: &[u8]| {
+        if !huge {
+            return memory.fill(first, bodies);
+        }
+        for (page, body) in (first..).zip(bodies.chunks(PAGE_SIZE)) {
             // The layouts are the same: the page is there.
-            let _ = memory.write(page, body);
+            let _ = pages.write(page, body);
         }
         Ok(())
-    })
+    };
+    let mut bodies = vec![0; COPIED_TOGETHER * PAGE_SIZE];
+    let end = memory.layout().pages();
+    let mut page = 0;
+    while page < end {
+        let Some(snapshot) = newest(chain, page) else {
+            page += 1;
+            continue;
+        };
+        let same = |&page: &u64| newest(chain, page).is_some_and(|newest| std::ptr::eq(newest, snapshot));
+        let count = (page..end).take(COPIED_TOGETHER).take_while(same).count();
+        let run = &mut bodies[..count * PAGE_SIZE];
+        snapshot.pages.read_run(page, run)?;
+        each_filled_run(page, run, &mut put).map_err(CreateError::Memory)?;
+        page += count as u64;
+    }
+    // Those of huge pages were written as devices write.
+    dirty::harvest_own_writes(memory.ram(), &mut DirtySet::new(end));
+    Ok(())
+}
+
+/// Calls `with` for each run of pages that are not all zeros: such a page need not be touched.
+fn each_filled_run<E>(
+    first: u64,
+    bodies: &[u8],
+    mut with: impl FnMut(u64, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let filled = |body: &[u8]| body.iter().any(|&byte| byte != 0);
+    let mut at = 0;
+    while at < bodies.len() {
+        let run = bodies[at..].chunks(PAGE_SIZE).take_while(|body| filled(body)).count() * PAGE_SIZE;
+        if run > 0 {
+            with(first + (at / PAGE_SIZE) as u64, &bodies[at..at + run])?;
+        }
+        at += run.max(PAGE_SIZE);
+    }
+    Ok(())
 }
 
 /// Writes one full snapshot that is the same as `chain`: the full one with the differential ones laid over it.
