@@ -31,8 +31,12 @@ const F_REPORTING: u64 = 1 << 5;
 
 const PAGE: u64 = 4096;
 const PAGES_PER_MIB: u32 = 256;
-/// Most page numbers in one request; Linux sends 256.
-const MAX_NUMBERS: u32 = 64 << 10;
+/// Most page numbers in one request; Linux and the BSDs send 256.
+const MAX_NUMBERS: u32 = 4096;
+/// Page numbers and buffers after which others get their turn.
+const BATCH: usize = 4096;
+/// Page numbers that are copied at once.
+const CHUNK: usize = 256;
 /// Bytes of one figure of the statistics: tag and value.
 const FIGURE: usize = 10;
 /// Most figures that are looked at; there are 16 kinds.
@@ -126,59 +130,69 @@ impl Balloon {
         (self.accepted & F_REPORTING != 0).then_some(FIRST_OPTIONAL + behind)
     }
 
-    /// Works off queue `index` with `act`, which says what of a chain was done before it goes back.
+    /// Works off `queue` with `act`, which says how much there was to do.
     fn each(
         &mut self,
         queue: &mut VirtQueue,
-        act: fn(&mut Self, &Chain) -> Result<(), DeviceError>,
+        act: fn(&mut Self, &Chain) -> Result<usize, DeviceError>,
     ) -> Result<(), DeviceError> {
-        let mut any = false;
-        for _ in 0..QUEUE_SIZE {
-            let Some(chain) = queue.pop()? else { break };
+        let (mut any, mut done) = (false, 0);
+        while done < BATCH {
+            let Some(chain) = queue.pop()? else {
+                if queue.listen()? {
+                    continue;
+                }
+                break;
+            };
             // Before the guest has the page again: what it writes then counts.
-            act(self, &chain)?;
+            done += 1 + act(self, &chain)?;
             queue.complete(chain.head(), 0)?;
             any = true;
         }
-        queue.listen()?;
+        if done >= BATCH {
+            queue.come_back();
+        }
         if any { Ok(queue.notify()?) } else { Ok(()) }
     }
 
     /// Pages that the guest has put into the balloon: numbers of 4 KiB pages.
-    fn inflate(&mut self, chain: &Chain) -> Result<(), DeviceError> {
+    fn inflate(&mut self, chain: &Chain) -> Result<usize, DeviceError> {
         let count = chain.readable_len() / 4;
         if count > MAX_NUMBERS {
             return Err(DeviceError::Request("a balloon request with more pages than any driver sends"));
         }
         let mut run: Option<(u64, u64)> = None;
-        for index in 0..count {
-            let mut number = [0; 4];
-            chain.read(4 * index, &mut number);
-            let number = u64::from(u32::from_le_bytes(number));
-            run = match run {
-                Some((first, pages)) if number == first + pages => Some((first, pages + 1)),
-                Some((first, pages)) => {
-                    self.pages.discard(first * PAGE, pages * PAGE);
-                    Some((number, 1))
-                }
-                None => Some((number, 1)),
-            };
+        for start in (0..count).step_by(CHUNK) {
+            let mut bytes = [0; 4 * CHUNK];
+            let bytes = &mut bytes[..4 * (count - start).min(CHUNK as u32) as usize];
+            chain.read(4 * start, bytes);
+            for number in bytes.chunks_exact(4) {
+                let number = u64::from(u32::from_le_bytes([number[0], number[1], number[2], number[3]]));
+                run = match run {
+                    Some((first, pages)) if number == first + pages => Some((first, pages + 1)),
+                    Some((first, pages)) => {
+                        self.pages.discard(first * PAGE, pages * PAGE);
+                        Some((number, 1))
+                    }
+                    None => Some((number, 1)),
+                };
+            }
         }
         if let Some((first, pages)) = run {
             self.pages.discard(first * PAGE, pages * PAGE);
         }
-        Ok(())
+        Ok(count as usize)
     }
 
     /// The guest takes pages back: they are there when it touches them.
     #[expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "one of several of this form")]
-    fn deflate(&mut self, _chain: &Chain) -> Result<(), DeviceError> {
-        Ok(())
+    fn deflate(&mut self, _chain: &Chain) -> Result<usize, DeviceError> {
+        Ok(0)
     }
 
     /// Pages that the guest does not need now: the buffers themselves.
     #[expect(clippy::unnecessary_wraps, reason = "one of several of this form")]
-    fn report(&mut self, chain: &Chain) -> Result<(), DeviceError> {
+    fn report(&mut self, chain: &Chain) -> Result<usize, DeviceError> {
         for buffer in chain.writable() {
             let start = buffer.address.0.next_multiple_of(PAGE);
             let end = (buffer.address.0 + u64::from(buffer.len)) / PAGE * PAGE;
@@ -186,12 +200,22 @@ impl Balloon {
                 self.pages.discard(start, end - start);
             }
         }
-        Ok(())
+        Ok(chain.writable().len())
     }
 
     /// The guest has sent figures; it gets the buffer back when it is time for new ones.
     fn take_statistics(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
-        while let Some(chain) = queue.pop()? {
+        let mut any = false;
+        for left in (0..QUEUE_SIZE).rev() {
+            if left == 0 {
+                queue.come_back();
+            }
+            let Some(chain) = queue.pop()? else {
+                if queue.listen()? {
+                    continue;
+                }
+                break;
+            };
             let count = (chain.readable_len() as usize / FIGURE).min(MAX_FIGURES);
             for index in 0..count {
                 let mut figure = [0; FIGURE];
@@ -206,10 +230,10 @@ impl Balloon {
             if let Some(before) = self.pending_statistics.replace(chain.head()) {
                 // A driver has one at a time.
                 queue.complete(before, 0)?;
+                any = true;
             }
         }
-        queue.listen()?;
-        Ok(())
+        if any { Ok(queue.notify()?) } else { Ok(()) }
     }
 
     fn wait_for_statistics(&self) {

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
 /// The listening socket; it is removed when this is dropped.
 pub(super) struct Listener {
     socket: UnixListener,
@@ -15,7 +17,7 @@ pub(super) struct Listener {
 impl Listener {
     /// Listens at `path`. What a process that is gone has left there is replaced.
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        if let Err(error) = UnixStream::connect(path)
+        if let Err(error) = connect(path)
             && error.kind() == ErrorKind::ConnectionRefused
         {
             fs::remove_file(path)?;
@@ -31,6 +33,15 @@ impl Listener {
         stream.set_nonblocking(true).ok()?;
         Some(stream)
     }
+}
+
+/// Connects to the socket at `path`, without waiting: a program that is slow to accept is not there
+/// ([`ErrorKind::WouldBlock`]).
+pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 impl AsFd for Listener {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError};
 use super::{GuestRam, Interrupt};
@@ -45,6 +46,9 @@ pub enum QueueError {
     /// A chain.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// A chain is said to be in flight in a queue that the driver has not set up.
+    #[error("chain {0} of a queue that is not ready")]
+    NotReady(u16),
     /// The used ring cannot be written.
     #[error("chain {0} cannot be put into the used ring")]
     Used(u16),
@@ -55,6 +59,14 @@ pub struct VirtQueue {
     queue: Queue,
     ram: Arc<GuestRam>,
     interrupt: Interrupt,
+    doorbell: Doorbell,
+}
+
+/// One of a device's doorbells.
+#[derive(Clone)]
+pub(super) struct Doorbell {
+    pub(super) all: Arc<[EventFd]>,
+    pub(super) index: usize,
 }
 
 impl VirtQueue {
@@ -68,6 +80,7 @@ impl VirtQueue {
         event_idx: bool,
         ram: &Arc<GuestRam>,
         interrupt: &Interrupt,
+        doorbell: Doorbell,
     ) -> Result<Self, QueueError> {
         let shape = QueueError::Shape(*ring);
         let mut queue = Queue::new(max).map_err(|_| shape)?;
@@ -84,7 +97,7 @@ impl VirtQueue {
                 return Err(shape);
             }
         }
-        Ok(Self { queue, ram: Arc::clone(ram), interrupt: interrupt.clone() })
+        Ok(Self { queue, ram: Arc::clone(ram), interrupt: interrupt.clone(), doorbell })
     }
 
     /// The next chain that the driver has made available.
@@ -108,8 +121,11 @@ impl VirtQueue {
     /// The chain that begins at descriptor `head`, once more: one that was in flight when its device was saved.
     ///
     /// # Errors
-    /// [`QueueError::Chain`]
+    /// [`QueueError::Chain`], [`QueueError::NotReady`]
     pub fn chain(&self, head: u16) -> Result<Chain, QueueError> {
+        if !self.queue.ready() {
+            return Err(QueueError::NotReady(head));
+        }
         Ok(Chain::walk(&self.ram, GuestAddress(self.queue.desc_table()), self.queue.size(), head)?)
     }
 
@@ -117,8 +133,11 @@ impl VirtQueue {
     /// at the next [`notify`](Self::notify).
     ///
     /// # Errors
-    /// [`QueueError::Used`]
+    /// [`QueueError::Used`], [`QueueError::NotReady`]
     pub fn complete(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        if !self.queue.ready() {
+            return Err(QueueError::NotReady(head));
+        }
         self.queue.add_used(&*self.ram, head, written).map_err(|_| QueueError::Used(head))
     }
 
@@ -163,6 +182,15 @@ impl VirtQueue {
             return Ok(false);
         }
         self.queue.enable_notification(&*self.ram).map_err(|_| QueueError::Index)
+    }
+
+    /// Rings the queue's own doorbell: the device is called again for it, after others have had their turn. For a device
+    /// that has done enough for now: a guest may add requests as fast as they are served.
+    pub fn come_back(&self) {
+        if let Some(doorbell) = self.doorbell.all.get(self.doorbell.index) {
+            // It fails only if the counter is full: then the device is being called as it is.
+            let _ = doorbell.write(1);
+        }
     }
 
     /// The device's interrupt, for what is not about a queue.

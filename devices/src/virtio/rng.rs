@@ -44,23 +44,28 @@ impl Rng {
     }
 
     fn serve(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
-        let mut any = false;
+        let (mut any, mut left) = (false, QUEUE_SIZE);
         loop {
             queue.silence()?;
             let mut limited = false;
-            // At most a queue's length before others get their turn: the driver rings for what it adds meanwhile.
-            for _ in 0..QUEUE_SIZE {
+            while left > 0 {
                 limited = self.limiter.as_mut().is_some_and(|limiter| !limiter.may_take(Instant::now()));
                 if limited {
                     break;
                 }
                 let Some(chain) = queue.pop()? else { break };
+                left -= 1;
                 let count = fill(&chain);
                 if let Some(limiter) = &mut self.limiter {
                     limiter.charge(count as u64);
                 }
                 queue.complete(chain.head(), count as u32)?;
                 any = true;
+            }
+            if left == 0 {
+                // Others get their turn first, however fast the driver adds requests.
+                queue.come_back();
+                break;
             }
             if !queue.listen()? || limited {
                 break;

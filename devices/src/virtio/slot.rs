@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::block::BlockError;
 use super::device::{DeviceError, DeviceType, Source, VERSION_1, VirtioDevice};
 use super::held::OutputPolicy;
-use super::queue::{QueueError, RingState, VirtQueue};
+use super::queue::{Doorbell, QueueError, RingState, VirtQueue};
 use super::state::DeviceState;
 use super::{GuestRam, Interrupt};
 
@@ -240,8 +240,11 @@ impl VirtioSlot {
 
     fn queues(&self, features: u64, rings: &[RingState]) -> Result<Vec<VirtQueue>, QueueError> {
         let event_idx = features & 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX != 0;
-        let queue = |(ring, &max)| VirtQueue::new(ring, max, event_idx, &self.ram, &self.interrupt);
-        rings.iter().zip(&*self.queue_sizes).map(queue).collect()
+        let queue = |(index, (ring, &max))| {
+            let doorbell = Doorbell { all: Arc::clone(&self.doorbells), index };
+            VirtQueue::new(ring, max, event_idx, &self.ram, &self.interrupt, doorbell)
+        };
+        rings.iter().zip(&*self.queue_sizes).enumerate().map(queue).collect()
     }
 
     fn work(&self, work: impl FnOnce(&mut dyn VirtioDevice, &mut [VirtQueue]) -> Result<(), DeviceError>) {

@@ -181,18 +181,28 @@ pub(super) fn whole(count: usize, len: u32) -> io::Result<()> {
 
 /// What changes the image is in its file before it counts as done, with the tables that lead to it: whoever goes on with the
 /// guest when this process is gone opens that file.
+/// Calls `copy` with the offset of each piece of `len` bytes and room for it: a guest may ask for gigabytes at once.
+fn in_pieces(len: u32, mut copy: impl FnMut(u32, &mut [u8]) -> io::Result<()>) -> io::Result<()> {
+    const PIECE: u32 = 1 << 20;
+    let mut bytes = vec![0; len.min(PIECE) as usize];
+    for offset in (0..len).step_by(PIECE as usize) {
+        copy(offset, &mut bytes[..(len - offset).min(PIECE) as usize])?;
+    }
+    Ok(())
+}
+
 fn qcow2(image: &mut FormatAccess<imago::file::File>, operation: Operation, chain: &Chain) -> io::Result<()> {
     match operation {
-        Operation::Read { at, len } => {
-            let mut bytes = vec![0; len as usize];
-            image.read(&mut bytes[..], at)?;
-            chain.write(0, &bytes);
+        Operation::Read { at, len } => in_pieces(len, |offset, bytes| {
+            image.read(&mut *bytes, at + u64::from(offset))?;
+            chain.write(offset, bytes);
             Ok(())
-        }
+        }),
         Operation::Write { at, len } => {
-            let mut bytes = vec![0; len as usize];
-            chain.read(16, &mut bytes);
-            image.write(&bytes[..], at)?;
+            in_pieces(len, |offset, bytes| {
+                chain.read(16 + offset, bytes);
+                image.write(&*bytes, at + u64::from(offset))
+            })?;
             image.flush()
         }
         Operation::Flush => {

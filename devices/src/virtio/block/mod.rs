@@ -190,16 +190,24 @@ impl Block {
 
     /// Takes what the driver has made available.
     fn take(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
+        let mut left = QUEUE_SIZE;
         loop {
             queue.silence()?;
-            while self.limiter.may_take_now()
+            while left > 0
+                && self.limiter.may_take_now()
                 && let Some(chain) = queue.pop()?
             {
+                left -= 1;
                 if self.in_flight() >= usize::from(queue.size()) {
                     return Err(DeviceError::Request("more disk requests in flight than the queue is long"));
                 }
                 self.limiter.charge(u64::from(chain.readable_len()) + u64::from(chain.writable_len()));
                 self.begin(chain, queue, true)?;
+            }
+            if left == 0 {
+                // Others get their turn first, however fast the driver adds requests that are answered at once.
+                queue.come_back();
+                return Ok(());
             }
             if !queue.listen()? || !self.limiter.may_take_now() {
                 return Ok(());

@@ -318,7 +318,9 @@ impl Net {
         if answered == usize::from(CONTROL_SIZE) {
             self.again();
         }
-        queue.listen()?;
+        if queue.listen()? {
+            queue.come_back();
+        }
         if answered > 0 { Ok(queue.notify()?) } else { Ok(()) }
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Connection {
     host_done: bool,
     /// What the guest will do no more: [`NO_SEND`], [`NO_RECEIVE`].
     guest_done: u32,
+    /// The host's socket knows that nothing more comes.
+    shut: bool,
 }
 
 impl Connection {
@@ -60,6 +62,7 @@ impl Connection {
             sent: 0,
             host_done: false,
             guest_done: 0,
+            shut: false,
         }
     }
 
@@ -140,7 +143,9 @@ impl Connection {
                 Err(_) => return Err(Broken),
             }
         }
-        if self.guest_done & NO_SEND != 0 {
+        if self.guest_done & NO_SEND != 0 && !self.shut {
+            // Once: the socket wakes its owner each time.
+            self.shut = true;
             // A socket that is gone is noticed at the next read.
             let _ = self.stream.shutdown(Shutdown::Write);
         }

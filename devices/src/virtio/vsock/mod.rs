@@ -30,7 +30,7 @@ use self::packet::{HEADER, HOST_CID, Header, NO_SEND, Op, STREAM};
 use super::chain::Chain;
 use super::device::{DeviceError, DeviceType, Source, VirtioDevice, read_config};
 use super::held::{Held, OutputPolicy};
-use super::listener::Listener;
+use super::listener::{Listener, connect};
 use super::queue::VirtQueue;
 use super::slot::RestoreError;
 use super::state::DeviceState;
@@ -344,10 +344,9 @@ impl Vsock {
         let mut path = self.path.clone().into_os_string();
         path.push(format!("_{}", ports.0));
         let full = self.connections.len() >= MAX_CONNECTIONS || self.connections.contains_key(&ports);
-        let stream = (!full).then(|| UnixStream::connect(&path)).and_then(Result::ok);
+        let stream = (!full).then(|| connect(path.as_ref())).and_then(Result::ok);
         let number = self.number();
-        let stream =
-            stream.filter(|stream| stream.set_nonblocking(true).is_ok() && self.watch_stream(stream, number));
+        let stream = stream.filter(|stream| self.watch_stream(stream, number));
         let Some(stream) = stream else {
             self.reset(ports);
             return;
@@ -474,16 +473,15 @@ impl Vsock {
 
     /// Tells the guest that all its connections are gone (virtio 1.2, 5.10.6.7).
     fn tell(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
-        if self.tell_reset
-            && let Some(chain) = queue.pop()?
-        {
-            let written = chain.write(0, &0_u32.to_le_bytes());
-            queue.complete(chain.head(), written as u32)?;
-            self.tell_reset = false;
-            queue.notify()?;
-        }
-        if self.tell_reset {
-            queue.listen()?;
+        while self.tell_reset {
+            if let Some(chain) = queue.pop()? {
+                let written = chain.write(0, &0_u32.to_le_bytes());
+                queue.complete(chain.head(), written as u32)?;
+                self.tell_reset = false;
+                queue.notify()?;
+            } else if !queue.listen()? {
+                break;
+            }
         }
         Ok(())
     }

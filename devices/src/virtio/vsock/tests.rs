@@ -3,11 +3,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use proptest::prelude::*;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 use tempfile::TempDir;
 
 use super::packet::NO_RECEIVE;
 use super::*;
 use crate::virtio::VirtioState;
+use crate::virtio::driver::fuzz::settle;
 use crate::virtio::driver::{Driver, Request};
 
 const RECEIVE: usize = 0;
@@ -135,6 +137,27 @@ fn guest_talks_to_a_program_of_the_host_and_each_end_closes_for_itself() {
     assert_eq!((packets[1].0.op(), packets[1].0.flags), (Some(Op::Shutdown), NO_SEND));
     guest.send(ports, Op::Shutdown, NO_SEND | NO_RECEIVE, &[]);
     assert_eq!(guest.ops(), [Op::Reset]);
+}
+
+#[test]
+fn connection_that_one_end_has_closed_leaves_the_device_at_rest() {
+    let mut guest = Guest::new();
+    let (_stream, ports) = guest.calling();
+    guest.send(ports, Op::Shutdown, NO_SEND, &[]);
+    settle(&guest.driver);
+}
+
+#[test]
+fn program_that_accepts_nobody_does_not_keep_the_device_waiting() {
+    let mut guest = Guest::new();
+    let path = guest.folder.path().join("vsock_7");
+    let listener = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    net::listen(&listener, 0).unwrap();
+    for port in 1000..1004 {
+        guest.send((7, port), Op::Request, 0, &[]);
+    }
+    assert_eq!(guest.ops(), [Op::Response, Op::Reset, Op::Reset, Op::Reset]);
 }
 
 #[test]

@@ -57,6 +57,11 @@ impl Subject for BalloonSubject {
         usize::from(queue == 2 && state.statistics.is_some())
     }
 
+    fn kept(&self, queue: usize) -> u16 {
+        // The statistics are given back when new ones are wanted.
+        u16::from(queue == 2)
+    }
+
     fn prove(&mut self, driver: &mut Driver) {
         let request = driver.add(0, &[&7_u32.to_le_bytes()], &[]);
         driver.ring(0);

@@ -89,6 +89,8 @@ impl Subject for ConsoleSubject {
 
     fn prove(&mut self, driver: &mut Driver) {
         let until = Instant::now() + Duration::from_secs(10);
+        // What was written on the old connection, and never read, is not in the way of this.
+        self.stream = None;
         while self.stream.is_none() {
             self.connect();
             driver.mmio.slot().ready(1);

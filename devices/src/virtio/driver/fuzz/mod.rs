@@ -15,6 +15,7 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+mod greed;
 pub mod input;
 pub mod net;
 pub mod rng;
@@ -22,6 +23,8 @@ pub mod rng;
 mod tests;
 pub mod vsock;
 mod watchdog;
+
+pub use greed::outlast;
 
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -58,6 +61,11 @@ pub trait Subject {
 
     /// How many chains of `queue` are in flight by `state`.
     fn in_flight(&self, state: &DeviceState, queue: usize) -> usize;
+
+    /// How many requests for `queue` the device keeps for later, of any that come.
+    fn kept(&self, _queue: usize) -> u16 {
+        0
+    }
 
     /// Something happens in the world.
     fn outside(&mut self, _choices: &mut Input<'_>) {}
@@ -273,32 +281,8 @@ impl Case<'_> {
         self.driver.add_chain(queue, &descriptors);
     }
 
-    /// Serves the device as its loop does, until nothing is left to do.
     fn settle(&mut self) {
-        let slot = self.driver.mmio.slot().clone();
-        let sources = slot.sources();
-        for round in 0.. {
-            assert!(round < MAX_ROUNDS, "the device does not come to rest");
-            // What the host carries out is done, so that it is not waited for in rounds.
-            slot.drain();
-            let mut any = false;
-            for (index, doorbell) in slot.doorbells().iter().enumerate() {
-                if is_ready(doorbell.as_raw_fd(), PollFlags::IN) {
-                    slot.doorbell(index);
-                    any = true;
-                }
-            }
-            for (index, source) in sources.iter().enumerate() {
-                let edge = source.events.contains(EventSet::EDGE_TRIGGERED);
-                if if edge { round == 0 } else { is_ready(source.fd, PollFlags::IN) } {
-                    slot.ready(index);
-                    any = true;
-                }
-            }
-            if !any {
-                break;
-            }
-        }
+        settle(&self.driver);
     }
 
     fn set_output(&mut self, policy: OutputPolicy) {
@@ -420,11 +404,41 @@ impl Case<'_> {
     }
 }
 
-fn is_ready(fd: RawFd, events: PollFlags) -> bool {
+/// Serves the device as its loop does, until nothing is left to do. Panics if that does not come.
+pub fn settle(driver: &Driver) {
+    let slot = driver.mmio.slot();
+    let sources = slot.sources();
+    for round in 0.. {
+        // What the host carries out is done, so that it is not waited for in rounds.
+        slot.drain();
+        let rung = |&index: &usize| is_ready(slot.doorbells()[index].as_raw_fd());
+        let ready = |&index: &usize| {
+            let edge = sources[index].events.contains(EventSet::EDGE_TRIGGERED);
+            if edge { round == 0 } else { is_ready(sources[index].fd) }
+        };
+        let rung: Vec<_> = (0..slot.doorbells().len()).filter(rung).collect();
+        let ready: Vec<_> = (0..sources.len()).filter(ready).collect();
+        if rung.is_empty() && ready.is_empty() {
+            break;
+        }
+        assert!(
+            round < MAX_ROUNDS,
+            "the device does not come to rest: doorbells {rung:?}, sources {ready:?}"
+        );
+        for index in rung {
+            slot.doorbell(index);
+        }
+        for index in ready {
+            slot.ready(index);
+        }
+    }
+}
+
+fn is_ready(fd: RawFd) -> bool {
     // SAFETY: the device that it belongs to lives.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     poll(
-        &mut [PollFd::from_borrowed_fd(fd, events)],
+        &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
         Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }),
     )
     .is_ok_and(|count| count > 0)

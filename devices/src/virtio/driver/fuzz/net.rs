@@ -132,11 +132,12 @@ impl Subject for NetSubject {
             assert!(Instant::now() < until, "the frame does not come");
         }
         let expected = frame(0xdd, 100);
-        self.outside.send(&expected);
         let buffers: Vec<_> = (0..64).map(|_| driver.add(RECEIVE, &[], &[2048])).collect();
         driver.ring(RECEIVE);
         let mut found = false;
         while !found {
+            // Again, for the kernel takes its time to set up the way to a tap that was just attached to.
+            self.outside.send(&expected);
             driver.mmio.slot().ready(0);
             for (head, len) in driver.used(RECEIVE) {
                 let buffer = buffers.iter().find(|buffer| buffer.head == head).unwrap();

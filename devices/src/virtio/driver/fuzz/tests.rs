@@ -14,7 +14,7 @@ use super::input::{RECORD, operations};
 use super::net::NetSubject;
 use super::rng::RngSubject;
 use super::vsock::VsockSubject;
-use super::{Subject, run};
+use super::{Subject, outlast, run};
 use crate::virtio::block::EngineKind;
 use crate::virtio::driver::tap::alone;
 
@@ -79,6 +79,22 @@ fn console_keeps_its_promises_to_any_guest() {
     keeps_its_promises(|run| run(&mut ConsoleSubject::default()));
 }
 
+/// Choices that make a disk tell its name.
+const NAME: [u8; 1] = [12];
+
+#[test]
+fn guest_that_adds_requests_as_fast_as_they_are_served_does_not_keep_the_device_loop() {
+    outlast(&mut RngSubject, 0, &[]);
+    outlast(&mut BlockSubject::raw(EngineKind::IoUring), 0, &NAME);
+    outlast(&mut BlockSubject::raw(EngineKind::Threads), 0, &NAME);
+    for queue in [0, 1, 2] {
+        outlast(&mut BalloonSubject::default(), queue, &[200]);
+    }
+    outlast(&mut BalloonSubject::default(), 3, &[]);
+    outlast(&mut VsockSubject::default(), 1, &[]);
+    outlast(&mut ConsoleSubject::default(), 1, &[]);
+}
+
 mod qemu {
     use super::*;
 
@@ -90,6 +106,15 @@ mod qemu {
 
 mod tap {
     use super::*;
+
+    #[test]
+    fn guest_that_sends_without_end_does_not_keep_the_device_loop() {
+        alone(|| {
+            for queue in [1, 4] {
+                outlast(&mut NetSubject::new(), queue, &[]);
+            }
+        });
+    }
 
     #[test]
     fn network_card_keeps_its_promises_to_any_guest() {

@@ -18,7 +18,12 @@ pub(super) struct Guard(Instant);
 
 /// Watches over a case.
 pub(super) fn watch(operations: &[Operation]) -> Guard {
-    WATCHER.call_once(|| drop(thread::spawn(look)));
+    WATCHER.call_once(|| {
+        // As Rust's own main function does, which a fuzz target does not have: writing to nobody is an error, no more.
+        // SAFETY: no handler, so nothing that could run at a bad time.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+        thread::spawn(look);
+    });
     let mut cases = CASES.lock().unwrap_or_else(PoisonError::into_inner);
     let mut now = Instant::now();
     while cases.contains_key(&now) {

@@ -1,0 +1,7 @@
+//! A socket device.
+
+#![no_main]
+
+use devices::virtio::driver::fuzz::{vsock::VsockSubject, run};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(&mut VsockSubject::default(), bytes));

@@ -1,0 +1,67 @@
+//! A guest that adds requests as fast as they are served.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::input::Input;
+use super::{Driver, REGIONS, Subject, memory_of};
+
+/// Longest time that a call may take beside such a guest.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Checks that the doorbell of `queue` comes to an end although there is always another request, and that all are served
+/// when the guest has had enough.
+pub fn outlast(subject: &mut dyn Subject, queue: usize, choices: &[u8]) {
+    let mut driver = Driver::start_in(memory_of(&REGIONS), subject.device(), 0);
+    let (readable, writable) = subject.request(queue, &mut Input::new(choices));
+    let readable: Vec<_> = readable.iter().map(Vec::as_slice).collect();
+    // Its head is 0, and so are all heads in the ring: each entry is this request.
+    assert_eq!(driver.add(queue, &readable, &writable).head, 0);
+    let layout = driver.layout(queue);
+    let enough = Arc::new(AtomicBool::new(false));
+    let guest = {
+        let (enough, ram, slot) = (Arc::clone(&enough), Arc::clone(&driver.ram), driver.mmio.slot().clone());
+        let avail_event = layout.used + 4 + 8 * u64::from(layout.size);
+        let [available, used, event] = [layout.available + 2, layout.used + 2, avail_event].map(GuestAddress);
+        move || {
+            let mut before = 1;
+            while !enough.load(Ordering::Relaxed) {
+                let done: u16 = ram.load(used, Ordering::Acquire).unwrap();
+                let next = done.wrapping_add(layout.size / 2);
+                ram.store(next, available, Ordering::Release).unwrap();
+                fence(Ordering::SeqCst);
+                // As virtio 1.2, 2.7.10 has it.
+                let event: u16 = ram.load(event, Ordering::Acquire).unwrap();
+                if next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(before) {
+                    slot.doorbells()[queue].write(1).unwrap();
+                }
+                before = next;
+            }
+        }
+    };
+    let slot = driver.mmio.slot().clone();
+    thread::scope(|scope| {
+        scope.spawn(guest);
+        let (ended, end) = channel();
+        scope.spawn(move || {
+            for _ in 0..10 {
+                slot.doorbell(queue);
+            }
+            ended.send(()).unwrap();
+        });
+        let outcome = end.recv_timeout(PATIENCE);
+        enough.store(true, Ordering::Relaxed);
+        assert!(outcome.is_ok(), "the device serves this queue and nothing else");
+    });
+    assert!(!driver.needs_reset(), "{:?}", driver.mmio.slot().fault());
+    let word = |driver: &Driver, at| u16::from_le_bytes(driver.read(at, 2).try_into().unwrap());
+    let wanted = word(&driver, layout.available + 2);
+    super::settle(&driver);
+    let kept = subject.kept(queue);
+    assert_eq!(wanted.wrapping_sub(word(&driver, layout.used + 2)), kept, "the device forgets requests");
+}
