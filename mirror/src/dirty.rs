@@ -60,6 +60,21 @@ impl DirtySet {
         }
     }
 
+    /// Removes every page of `other`.
+    pub fn subtract(&mut self, other: &Self) {
+        debug_assert_eq!(self.pages, other.pages);
+        for (word, bits) in self.words.iter_mut().zip(&other.words) {
+            *word &= !bits;
+        }
+    }
+
+    /// Removes `page`, if it is there.
+    pub fn remove(&mut self, page: u64) {
+        if let Some(word) = self.words.get_mut((page / 64) as usize) {
+            *word &= !(1 << (page % 64));
+        }
+    }
+
     /// The words of the set, page 0 in the lowest bit of the first.
     pub fn words(&self) -> &[u64] {
         &self.words

@@ -75,8 +75,9 @@ pub trait Guest: Send {
     /// A vCPU that cannot be started.
     fn resume(&mut self) -> Result<(), GuestError>;
 
-    /// Moves to `into` the pages that the guest has given back since the last call: what they held no longer matters.
-    /// Called after a harvest; a page in both was written after it was given back.
+    /// Moves to `into` the pages that the guest has given back since the last call, or since the start of tracking: what
+    /// they held no longer matters, and they are zeros. Called after each harvest: a page in both counts as written after it
+    /// was given back.
     fn freed(&mut self, _into: &mut DirtySet) {}
 
     // Output of devices (frames, disk writes, …), by requests that are in flight, and part of the captured state, until

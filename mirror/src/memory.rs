@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
@@ -205,6 +206,26 @@ impl PageMemory {
         self.ram.write_slice(from, address).map_err(|_| self.error(page, from.len()))
     }
 
+    /// Makes `count` pages from `first` on zeros that need no memory, and says whether it did: pages that are no file's, and
+    /// parts of huge pages, stay as they are.
+    pub fn discard(&self, first: u64, count: u64) -> bool {
+        let (mut before, mut whole) = (0, true);
+        for region in self.ram.iter() {
+            let pages = region.len() / PAGE_SIZE as u64;
+            let (from, to) = (first.max(before), first.saturating_add(count).min(before + pages));
+            if from < to {
+                let place = region.file_offset().filter(|_| region.is_hugetlbfs() != Some(true));
+                whole &= place.is_some_and(|place| {
+                    let at = place.start() + (from - before) * PAGE_SIZE as u64;
+                    let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    fallocate(place.file(), how, at, (to - from) * PAGE_SIZE as u64).is_ok()
+                });
+            }
+            before += pages;
+        }
+        whole
+    }
+
     fn checked(&self, page: u64, len: usize) -> Result<GuestAddress, PageError> {
         match self.layout.address(page) {
             Some(address) if len == PAGE_SIZE => Ok(GuestAddress(address)),
@@ -219,6 +240,8 @@ impl PageMemory {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::FileOffset;
+
     use super::*;
 
     fn regions(list: &[(u64, u64)]) -> Vec<Region> {
@@ -241,6 +264,32 @@ mod tests {
         assert_eq!(layout.address(63), Some(63 * 4096));
         assert_eq!(layout.address(64), Some(0x1_0000_0000));
         assert_eq!(layout.address(192), None);
+    }
+
+    #[test]
+    fn pages_that_are_discarded_are_zeros_and_need_no_memory() {
+        use std::os::unix::fs::MetadataExt;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(128 * PAGE_SIZE as u64).unwrap();
+        let place = |start| Some(FileOffset::new(file.try_clone().unwrap(), start));
+        let len = 64 * PAGE_SIZE;
+        let ranges = [(GuestAddress(0), len, place(0)), (GuestAddress(1 << 32), len, place(len as u64))];
+        let memory =
+            PageMemory::new(Arc::new(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap())).unwrap();
+        for page in 0..128 {
+            memory.write(page, &[7; PAGE_SIZE]).unwrap();
+        }
+        file.sync_all().unwrap();
+        let before = file.metadata().unwrap().blocks();
+        assert!(memory.discard(60, 10));
+        let mut page = [0; PAGE_SIZE];
+        for (number, content) in [(59, 7), (60, 0), (64, 0), (69, 0), (70, 7)] {
+            memory.read(number, &mut page).unwrap();
+            assert_eq!(page, [content; PAGE_SIZE], "page {number}");
+        }
+        assert!(file.metadata().unwrap().blocks() < before);
+        let anonymous = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len)]).unwrap();
+        assert!(!PageMemory::new(Arc::new(anonymous)).unwrap().discard(0, 1));
     }
 
     #[test]

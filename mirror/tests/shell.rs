@@ -31,19 +31,23 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Board {
     memory: PageMemory,
     dirty: Mutex<DirtySet>,
+    given_back: Mutex<DirtySet>,
     steps: AtomicU64,
     stopped: AtomicBool,
     console: Arc<Console>,
 }
 
 impl Board {
-    /// One step: three pages are written and a line is printed.
+    /// One step: a page is given back, three pages are written and a line is printed.
     fn step(&self) {
         let mut dirty = self.dirty.lock().unwrap();
         if self.stopped.load(Ordering::Acquire) || !self.console.has_room() {
             return;
         }
         let step = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
+        let page = given_back_in(step);
+        self.memory.write(page, &[0; PAGE_SIZE]).unwrap();
+        self.given_back.lock().unwrap().insert(page);
         for write in 0..3 {
             let page = (step * 7 + write * 311) % PAGES;
             self.memory.write(page, &[step as u8; PAGE_SIZE]).unwrap();
@@ -51,6 +55,11 @@ impl Board {
         }
         self.console.push(format!("{step}\n").as_bytes());
     }
+}
+
+/// A page that is sometimes written again at once, and sometimes many epochs later.
+fn given_back_in(step: u64) -> u64 {
+    (step * 7 + step % 5 * 311) % PAGES
 }
 
 /// A guest that is memory and a thread which writes to it.
@@ -65,6 +74,7 @@ impl PlainGuest {
         let board = Arc::new(Board {
             memory: memory(),
             dirty: Mutex::new(DirtySet::new(PAGES)),
+            given_back: Mutex::new(DirtySet::new(PAGES)),
             steps: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             console: Arc::clone(console),
@@ -102,6 +112,7 @@ impl Guest for PlainGuest {
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
+        self.freed(&mut DirtySet::new(PAGES));
         Ok(())
     }
 
@@ -119,6 +130,12 @@ impl Guest for PlainGuest {
         into.union(&dirty);
         dirty.clear();
         Ok(())
+    }
+
+    fn freed(&mut self, into: &mut DirtySet) {
+        let mut given_back = self.board.given_back.lock().unwrap();
+        into.union(&given_back);
+        given_back.clear();
     }
 
     fn peek_dirty(&mut self) -> Result<Option<u64>, GuestError> {
@@ -352,6 +369,7 @@ fn lost_link_leaves_exactly_one_side_live_with_nothing_lost() {
             let mut page_bytes = [0; PAGE_SIZE];
             let mut last = vec![0_u8; PAGES as usize];
             for step in 1..=step {
+                last[given_back_in(step) as usize] = 0;
                 for write in 0..3 {
                     last[((step * 7 + write * 311) % PAGES) as usize] = step as u8;
                 }

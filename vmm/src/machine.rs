@@ -453,6 +453,8 @@ impl Guest for Machine {
         }
         self.slots.set_logging(&self.vm, true)?;
         self.tracking = true;
+        // What was given back before may have been written since, and nobody has logged it.
+        self.freed(&mut DirtySet::new(self.memory.layout().pages()));
         Ok(())
     }
 

@@ -222,21 +222,24 @@ pub(crate) struct Returned {
     file: Option<Arc<File>>,
     /// It must not provide them again.
     pager: Option<Arc<Pager>>,
-    /// Since the mirror last asked.
-    pages: Arc<Mutex<DirtySet>>,
+    /// Since the mirror last asked, and whether there are any.
+    pages: Arc<Mutex<(DirtySet, bool)>>,
 }
 
 impl Returned {
     fn new(layout: &Layout, file: Option<Arc<File>>) -> Self {
-        let pages = Arc::new(Mutex::new(DirtySet::new(layout.pages())));
+        let pages = Arc::new(Mutex::new((DirtySet::new(layout.pages()), false)));
         Self { layout: layout.clone(), file, pager: None, pages }
     }
 
     /// Moves the pages to `into`.
     pub(crate) fn take(&self, into: &mut DirtySet) {
-        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        into.union(&pages);
-        pages.clear();
+        let (pages, any) = &mut *self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        // Mostly there are none, and a large guest's set takes its time.
+        if std::mem::take(any) {
+            into.union(pages);
+            pages.clear();
+        }
     }
 }
 
@@ -260,7 +263,9 @@ impl Returned {
     fn give_back(&self, page: u64, count: u64) {
         // Pages that stay hold what they held.
         let Some(file) = &self.file else { return };
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner).insert_range(page, count);
+        let (pages, any) = &mut *self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.insert_range(page, count);
+        *any = true;
         let punch = || {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // A file that refuses keeps its pages, and nothing is lost.

@@ -35,6 +35,8 @@ pub(super) struct EpochInFlight {
     staging: Staging,
     /// All its pages, to be put back if it is not acknowledged.
     pub(super) pages: DirtySet,
+    /// Pages that the guest has given back and not written since, and that the standby has not been told of.
+    given_back: DirtySet,
     encoder: BatchEncoder,
     state: Vec<u8>,
     digest: Digest,
@@ -57,6 +59,7 @@ impl EpochInFlight {
         Self {
             staging: Staging::new(staging_pages),
             pages: DirtySet::new(pages),
+            given_back: DirtySet::new(pages),
             encoder: BatchEncoder::new(),
             state: Vec::with_capacity(PIECE),
             digest: Digest::default(),
@@ -107,6 +110,7 @@ impl EpochInFlight {
         let harvested = guest.harvest(dirty);
         std::mem::swap(dirty, &mut self.pages);
         harvested.map_err(EpochError::Guest)?;
+        guest.freed(&mut self.given_back);
         let taken = Instant::now();
         // The set is lent out so that staging and encoder can be used beside it.
         let pages = std::mem::take(&mut self.pages);
@@ -158,6 +162,34 @@ impl EpochInFlight {
         Ok(())
     }
 
+    /// After a harvest into `dirty`: what the guest has given back by now. What it has written meanwhile is its own again.
+    pub(super) fn note_given_back<G: Guest>(&mut self, guest: &mut G, dirty: &DirtySet) {
+        guest.freed(&mut self.given_back);
+        self.given_back.subtract(dirty);
+    }
+
+    /// Tells of the pages that were given back; their content is not looked at, which would take memory for it again.
+    fn send_given_back(&mut self, writer: &mut FrameWriter, stamp: Stamp) -> io::Result<()> {
+        self.given_back.subtract(&self.pages);
+        let mut pages = self.given_back.iter().map(|page| page as u32);
+        loop {
+            let batch: Vec<u32> = pages.by_ref().take(BATCH_PAGES).collect();
+            if batch.is_empty() {
+                break;
+            }
+            self.encoder.encode_given_back(&batch);
+            let sent = writer.send_pages(stamp, &self.encoder, &[])?;
+            self.sent_pages += batch.len() as u64;
+            self.sent_bytes += sent.bytes;
+            self.digest.add(sent.checksum);
+        }
+        drop(pages);
+        // Part of the epoch from here on.
+        self.pages.union(&self.given_back);
+        self.given_back.clear();
+        Ok(())
+    }
+
     /// After the pause: pages, state, output, commit. `output_start` is where the standby's knowledge of the output
     /// ends.
     pub(super) fn send<G: Guest>(
@@ -169,6 +201,7 @@ impl EpochInFlight {
         stamp: Stamp,
     ) -> Result<(), EpochError> {
         self.send_staged(writer, stamp)?;
+        self.send_given_back(writer, stamp)?;
         self.state.clear();
         guest.encode_captured(&mut self.state).map_err(EpochError::Guest)?;
         let state = std::mem::take(&mut self.state);

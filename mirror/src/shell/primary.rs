@@ -501,6 +501,7 @@ impl<G: Guest + 'static> Driver<G> {
             Action::SendRound { round } => return self.send_round(round).map(Some),
             Action::Harvest => {
                 self.guest.harvest(&mut self.dirty)?;
+                self.flight.note_given_back(&mut self.guest, &self.dirty);
                 return Ok(Some(Event::Harvested { pages: self.dirty.count() }));
             }
             Action::Hold => {

@@ -382,6 +382,20 @@ impl<M: StandbyMachine> Inner<M> {
 
     fn write(&mut self, batch: &PageBatch) {
         let Some(memory) = &self.memory else { return };
+        let mut pages =
+            batch.given_back().map(u64::from).filter(|&page| self.touched.contains(page)).peekable();
+        let mut discarded = Vec::new();
+        while let Some(first) = pages.next() {
+            let mut count = 1;
+            while pages.next_if(|&page| page == first + count).is_some() {
+                count += 1;
+            }
+            if memory.discard(first, count) {
+                discarded.push(first..first + count);
+            }
+        }
+        drop(pages);
+        discarded.into_iter().flatten().for_each(|page| self.touched.remove(page));
         for (page, body) in batch.iter() {
             let page = u64::from(page);
             // A page of zeros that is still untouched stays so: touching it is what costs, in time and in memory.

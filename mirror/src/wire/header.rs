@@ -11,7 +11,7 @@ use crate::ids::{Epoch, Guid, Term};
 pub const MAGIC: u32 = u32::from_le_bytes(*b"UNDY");
 
 /// Version of the protocol that this code speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Length of a header in bytes.
 pub const HEADER_LEN: usize = size_of::<RawHeader>();
@@ -223,8 +223,8 @@ mod tests {
     #[test]
     fn other_version_is_named() {
         let mut bytes = header(b"").to_bytes();
-        bytes[4] = 2;
-        assert_eq!(Header::parse(&bytes), Err(FrameError::Version { theirs: 2 }));
+        bytes[4] = VERSION as u8 + 1;
+        assert_eq!(Header::parse(&bytes), Err(FrameError::Version { theirs: VERSION + 1 }));
     }
 
     #[test]

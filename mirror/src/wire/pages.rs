@@ -14,6 +14,8 @@ pub const BATCH_PAGES: usize = 256;
 /// How the body of a page is to be read.
 const ZERO: u8 = 0;
 const RAW: u8 = 1;
+/// Zeros, which need no memory: the guest has given the page back.
+const GIVEN_BACK: u8 = 2;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -106,6 +108,19 @@ impl BatchEncoder {
         }
     }
 
+    /// Encodes `pages`, at most [`BATCH_PAGES`], as given back. There are no bodies.
+    pub fn encode_given_back(&mut self, pages: &[u32]) {
+        debug_assert!(pages.len() <= BATCH_PAGES);
+        self.head.clear();
+        self.runs.clear();
+        self.zero_pages = 0;
+        self.head.extend((pages.len() as u32).to_le_bytes());
+        for &page in pages {
+            let entry = Entry { page: page.into(), encoding: GIVEN_BACK, reserved: 0, length: 0.into() };
+            self.head.extend_from_slice(entry.as_bytes());
+        }
+    }
+
     /// The payload in pieces; `bodies` must be what was encoded.
     pub fn pieces<'a>(&'a self, bodies: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + Clone {
         std::iter::once(self.head.as_slice()).chain(self.runs.iter().map(|run| &bodies[run.clone()]))
@@ -195,7 +210,7 @@ impl PageBatch {
                 return Err(BatchError::Page { page, pages });
             }
             match (entry.encoding, length as usize) {
-                (ZERO, 0) | (RAW, PAGE_SIZE) => want += length as usize,
+                (ZERO | GIVEN_BACK, 0) | (RAW, PAGE_SIZE) => want += length as usize,
                 _ => return Err(BatchError::Encoding { page, encoding: entry.encoding, length }),
             }
         }
@@ -216,13 +231,22 @@ impl PageBatch {
         let (table, mut bodies) = self.payload[4..].split_at(self.count * size_of::<Entry>());
         table.chunks_exact(size_of::<Entry>()).map(move |bytes| {
             let page = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            if bytes[4] == ZERO {
+            if bytes[4] != RAW {
                 return (page, None);
             }
             let (body, rest) = bodies.split_at(PAGE_SIZE);
             bodies = rest;
             (page, Some(body))
         })
+    }
+
+    /// Those of the pages that the guest has given back.
+    pub fn given_back(&self) -> impl Iterator<Item = u32> {
+        let table = &self.payload[4..][..self.count * size_of::<Entry>()];
+        table
+            .chunks_exact(size_of::<Entry>())
+            .filter(|bytes| bytes[4] == GIVEN_BACK)
+            .map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 }
 
@@ -263,6 +287,19 @@ mod tests {
                 prop_assert!(batch.iter().all(|(page, body)| page < 64 && body.is_none_or(|body| body.len() == PAGE_SIZE)));
             }
         }
+    }
+
+    #[test]
+    fn pages_given_back_are_zeros_and_named() {
+        let mut encoder = BatchEncoder::new();
+        encoder.encode_given_back(&[3, 9]);
+        let payload = encoder.pieces(&[]).collect::<Vec<_>>().concat();
+        let batch = PageBatch::parse(buffer(&payload), 64).unwrap();
+        assert_eq!(batch.given_back().collect::<Vec<_>>(), [3, 9]);
+        assert!(batch.iter().eq([(3, None), (9, None)]));
+        encoder.encode(&[5], &bodies(&[0]));
+        let payload = encoder.pieces(&[]).collect::<Vec<_>>().concat();
+        assert_eq!(PageBatch::parse(buffer(&payload), 64).unwrap().given_back().count(), 0);
     }
 
     #[test]
