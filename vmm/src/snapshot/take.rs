@@ -65,6 +65,8 @@ pub struct SnapshotReport {
     pub copy: Duration,
     /// What of it went into capturing the state.
     pub capture: Duration,
+    /// What of it went into letting them go on.
+    pub resume: Duration,
     /// How long all of it took.
     pub took: Duration,
 }
@@ -276,6 +278,7 @@ impl Attempt {
         self.report.capture = clock.lap();
         if runs {
             machine.start();
+            self.report.resume = clock.lap();
             self.report.pause = clock.total();
         }
         self.report.staged = staged;

@@ -114,6 +114,7 @@ fn row(what: &str, reports: &[SnapshotReport], files: &Files) -> Value {
         "copied_pages": median(&mut figures(|report| report.staged as f64)),
         "copy_ms": median(&mut figures(|report| millis(report.copy))),
         "capture_ms": median(&mut figures(|report| millis(report.capture))),
+        "resume_ms": median(&mut figures(|report| millis(report.resume))),
         "total_ms": total,
         "raw_write_ms": raw,
         "total_to_raw": total / raw,
