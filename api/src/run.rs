@@ -163,8 +163,9 @@ pub(crate) fn run_on(
 fn watch_fill(fill: MemoryFill, exit: ExitHandle, events: Arc<EventLog>) -> io::Result<()> {
     let began = Instant::now();
     let watch = move || loop {
+        let outcome = fill.wait(FILL_REPORTS);
         let (there, pages) = fill.pages();
-        match fill.wait(FILL_REPORTS) {
+        match outcome {
             Ok(false) => events.tell(Report::MemoryArriving { there, pages }),
             Ok(true) => {
                 let micros = began.elapsed().as_micros() as u64;
