@@ -24,8 +24,14 @@ const SHADOW_STACKS: [Feature; 2] = [(7, 0, Ecx, 1 << 7), (7, 0, Edx, 1 << 20)];
 const PROCESSOR_TRACE: Feature = (7, 0, Ebx, 1 << 25);
 const DYNAMIC_XSTATE: Feature = (0xd, 1, Eax, 1 << 4);
 
+/// A feature of KVM itself (Linux, Documentation/virt/kvm/x86/cpuid.rst and msr.rst).
+const fn kvm(bit: u32) -> Feature {
+    (0x4000_0001, 0, Eax, 1 << bit)
+}
+
 /// Which registers exist with any of which features.
-const OPTIONAL: [(RangeInclusive<u32>, &[Feature]); 23] = [
+const OPTIONAL: [(RangeInclusive<u32>, &[Feature]); 31] = [
+    (0x11..=0x12, &[kvm(0)]),
     (0x3b..=0x3b, &[(7, 0, Ebx, 1 << 1)]),
     (0x48..=0x48, &SPECULATION_CONTROL),
     (0xc1..=0xc8, &[PERFORMANCE_COUNTERS]),
@@ -45,9 +51,16 @@ const OPTIONAL: [(RangeInclusive<u32>, &[Feature]); 23] = [
     (0x6a0..=0x6a8, &SHADOW_STACKS),
     (0xd90..=0xd90, &[(7, 0, Ebx, 1 << 14)]),
     (0xda0..=0xda0, &[(0xd, 1, Eax, 1 << 3)]),
+    (0x4b56_4d00..=0x4b56_4d01, &[kvm(3)]),
+    (0x4b56_4d02..=0x4b56_4d02, &[kvm(4)]),
+    (0x4b56_4d03..=0x4b56_4d03, &[kvm(5)]),
+    (0x4b56_4d04..=0x4b56_4d04, &[kvm(6)]),
+    (0x4b56_4d05..=0x4b56_4d05, &[kvm(12)]),
+    (0x4b56_4d06..=0x4b56_4d07, &[kvm(14)]),
     (0xc000_0103..=0xc000_0103, &TSC_AUX),
     (0xc000_0300..=0xc000_0302, &[PERFORMANCE_COUNTERS_2_OF_AMD]),
     (0xc001_0117..=0xc001_0117, &[SVM]),
+    (0xc001_011f..=0xc001_011f, &[(0x8000_0008, 0, Ebx, 1 << 25)]),
     (0xc001_0200..=0xc001_020b, &[PERFORMANCE_COUNTERS_OF_AMD]),
 ];
 

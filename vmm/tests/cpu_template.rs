@@ -5,13 +5,16 @@ mod common;
 use common::{Code, PATIENCE, SMALL};
 use mirror::guest::{Guest, StandbyMachine};
 use vmm::cpu_template::{Bits, LeafChange, MsrChange};
-use vmm::processor::Register::{self, Ebx, Ecx};
+use vmm::processor::Register::{self, Eax, Ebx, Ecx};
 use vmm::{CpuTemplate, Exit, Host, Machine, MachineConfig, StandbyHost};
 
 /// Leaf 1, ECX: CMPXCHG16B, which every KVM offers.
 const CX16: u32 = 13;
 /// A patch level of the microcode, which every KVM takes.
 const UCODE_REV: u32 = 0x8b;
+
+/// Where a guest says that it wants to know of stolen time.
+const STEAL_TIME: u32 = 0x4b56_4d03;
 
 fn change(leaf: u32, register: Register, bits: Bits) -> CpuTemplate {
     let leaves = vec![LeafChange { leaf, subleaf: 0, flags: 0, registers: vec![(register, bits)] }];
@@ -76,6 +79,18 @@ fn register_has_the_templates_bits_on_every_vcpu_and_in_the_state() {
     for vcpu in machine.save().unwrap().vcpus {
         let entry = vcpu.msrs.iter().find(|entry| entry.index == UCODE_REV).unwrap();
         assert_eq!(entry.data >> 32 & 0xff, 0x5a);
+    }
+}
+
+#[test]
+fn register_of_a_hidden_feature_is_no_part_of_the_state_and_no_other_host_needs_it() {
+    // Steal time (Linux, Documentation/virt/kvm/x86/cpuid.rst and msr.rst).
+    let hidden = change(0x4000_0001, Eax, Bits { mask: 1 << 5, value: 0 });
+    for (template, there) in [(CpuTemplate::NONE, true), (hidden, false)] {
+        let mut machine = create(template).unwrap();
+        let state = machine.save().unwrap();
+        assert_eq!(state.vcpus[0].msrs.iter().any(|entry| entry.index == STEAL_TIME), there);
+        assert_eq!(machine.processor().msrs.contains(&STEAL_TIME), there);
     }
 }
 
