@@ -61,8 +61,10 @@ pub struct ConsoleState {
 pub struct Console {
     columns: u16,
     rows: u16,
-    /// The guest is to be told of another size.
+    /// The guest is to be told of its size.
     resized: bool,
+    /// It has written something since it was set up.
+    used: bool,
     peer: Peer,
     output: Held<u8>,
     policy: OutputPolicy,
@@ -83,6 +85,7 @@ impl Console {
             columns: config.columns,
             rows: config.rows,
             resized: false,
+            used: false,
             peer: Peer::open(&config.place)?,
             output: Held::with_capacity(LIMIT),
             policy: OutputPolicy::Pass,
@@ -144,6 +147,8 @@ impl Console {
                 }
                 break false;
             };
+            // Linux asks for the size of a console only when it is told that the size is another.
+            self.resized |= !std::mem::replace(&mut self.used, true);
             let len = chain.readable_len();
             while self.taken < len {
                 let mut chunk = [0; CHUNK];
@@ -210,10 +215,10 @@ impl Console {
         }
         self.write_out();
         let [receive, send] = queues else { return Ok(()) };
+        let more_out = self.take(send)?;
         if std::mem::take(&mut self.resized) {
             send.interrupt().config_changed();
         }
-        let more_out = self.take(send)?;
         let more_in = self.deliver(receive)?;
         if more_out || more_in {
             self.wake.set(Duration::ZERO);
@@ -259,6 +264,7 @@ impl VirtioDevice for Console {
     fn reset(&mut self) {
         // What was written stays so: the guest was told that it was.
         self.taken = 0;
+        self.used = false;
     }
 
     fn doorbell(&mut self, _index: usize, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {

@@ -352,6 +352,19 @@ fn size_is_told_and_told_again_when_it_changes() {
 }
 
 #[test]
+fn size_is_told_once_to_a_guest_that_begins_to_write() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.driver.take_interrupt() & 2, 0, "its driver may not be ready for that");
+    guest.write(b"a");
+    assert_eq!(guest.driver.take_interrupt() & 2, 2);
+    guest.write(b"b");
+    assert_eq!(guest.driver.take_interrupt() & 2, 0);
+    guest.driver.negotiate(u64::MAX);
+    guest.write(b"c");
+    assert_eq!(guest.driver.take_interrupt() & 2, 2, "another driver does not know");
+}
+
+#[test]
 fn emergency_write_comes_out_without_any_queue() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
