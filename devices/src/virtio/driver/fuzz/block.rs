@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
@@ -31,12 +32,18 @@ impl BlockSubject {
 
     /// A disk on a qcow2 image, which qemu-img makes.
     pub fn qcow2() -> Self {
-        Self::new(EngineKind::Threads, ImageFormat::Qcow2, |path| {
+        // One for all: a process takes longer than a case.
+        static EMPTY: OnceLock<Vec<u8>> = OnceLock::new();
+        let empty = EMPTY.get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("image");
             let size = (SECTORS * 512).to_string();
             let mut command = Command::new("qemu-img");
-            command.args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k"]).arg(path).arg(size);
+            command.args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k"]).arg(&path).arg(size);
             assert!(command.status().unwrap().success());
-        })
+            fs::read(path).unwrap()
+        });
+        Self::new(EngineKind::Threads, ImageFormat::Qcow2, |path| fs::write(path, empty).unwrap())
     }
 
     fn new(engine: EngineKind, format: ImageFormat, create: impl Fn(&Path)) -> Self {

@@ -1,6 +1,7 @@
 //! A console as a subject.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,13 @@ impl ConsoleSubject {
         self.stream = UnixStream::connect(self.folder.path().join("console")).ok();
         if let Some(stream) = &self.stream {
             stream.set_nonblocking(true).unwrap();
+        }
+    }
+
+    fn hang_up(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            // Said aloud: a process that another test has just forked has the descriptor as well.
+            let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
@@ -68,7 +76,7 @@ impl Subject for ConsoleSubject {
         match choices.below(4) {
             0 if self.stream.is_none() => self.connect(),
             1 => drop(self.read()),
-            2 => self.stream = None,
+            2 => self.hang_up(),
             _ => {
                 if let Some(stream) = &mut self.stream {
                     // As much as finds room.
@@ -90,7 +98,7 @@ impl Subject for ConsoleSubject {
     fn prove(&mut self, driver: &mut Driver) {
         let until = Instant::now() + Duration::from_secs(10);
         // What was written on the old connection, and never read, is not in the way of this.
-        self.stream = None;
+        self.hang_up();
         while self.stream.is_none() {
             self.connect();
             driver.mmio.slot().ready(1);

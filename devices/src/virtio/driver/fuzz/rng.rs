@@ -6,14 +6,17 @@ use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 use crate::virtio::rng::{Rng, RngConfig};
 use crate::virtio::{DeviceState, VirtioDevice};
 
-/// A source of random numbers, with limits so high that they are reached in bursts only.
+/// A source of random numbers.
 #[derive(Default)]
-pub struct RngSubject;
+pub struct RngSubject {
+    /// With limits, so high that they are reached in bursts only.
+    pub limited: bool,
+}
 
 impl Subject for RngSubject {
     fn device(&mut self) -> Box<dyn VirtioDevice> {
         let ops = Some(TokenBucketConfig { size: 50, one_time_burst: 0, refill_time: 1 });
-        let limits = Some(RateLimiterConfig { bandwidth: None, ops });
+        let limits = self.limited.then_some(RateLimiterConfig { bandwidth: None, ops });
         Box::new(Rng::create(&RngConfig { limits }).unwrap())
     }
 
