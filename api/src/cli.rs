@@ -73,6 +73,9 @@ pub struct InstanceOptions {
     /// The name of this instance
     #[arg(long, default_value = "anonymous-instance", value_name = "ID")]
     pub id: String,
+    /// Longest body of an API request that is taken, in bytes
+    #[arg(long, default_value_t = crate::server::MAX_BODY, value_name = "BYTES")]
+    pub http_api_max_payload_size: usize,
     /// Pass stdin to the guest's serial port even if it is not a terminal
     #[arg(long)]
     pub serial_in: bool,

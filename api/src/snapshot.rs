@@ -11,7 +11,7 @@ use vmm::{Host, HostResources, Machine};
 use crate::cli::{RestoreOptions, SnapshotOptions, SocketOptions};
 use crate::client::{self, ClientError, Method};
 use crate::exit::ExitStatus;
-use crate::run::{Beginning, RunError, run_machine};
+use crate::run::{Beginning, Ready, RunError, run_machine};
 use crate::server::types::{SnapshotCreate, SnapshotType, Vm, VmState};
 
 /// How long a pause may take to come about.
@@ -50,7 +50,7 @@ pub fn restore(options: &RestoreOptions) -> Result<ExitStatus, RunError> {
     let console = Console::new(io::stdout())?;
     let machine = open(options, Arc::clone(&console))?;
     let beginning = if options.paused { Beginning::Paused } else { Beginning::Running };
-    run_machine(machine, console, &options.instance, &beginning)
+    run_machine(Ready { machine, console, beginning }, &options.instance)
 }
 
 fn open(options: &RestoreOptions, console: Arc<Console>) -> Result<Machine, RestoreError> {

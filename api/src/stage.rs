@@ -1,21 +1,22 @@
-//! The process of one guest, which may come later: who asks it to end, its events, and its API.
+//! The process of one guest, which may come later: who asks it to end, its events, its configuration, and its API.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use mirror::shell::primary::{Notifier, Outcome, StatusHandle};
-use vmm::{Exit, ExitHandle};
+use vmm::{DeviceLimits, Exit, ExitHandle};
 
 use crate::cli::InstanceOptions;
+use crate::config::{Draft, MirrorUpdate, Section};
 use crate::events::EventLog;
 use crate::guest::StartsMirrored;
 use crate::process;
 use crate::run::RunError;
-use crate::server::types::SnapshotLoad;
-use crate::server::{Instance, InstanceInfo, InstanceState, MirrorStatus, Order, Server, ServerError};
+use crate::server::types::{BalloonStats, Progress};
+use crate::server::{Instance, InstanceInfo, InstanceState, MirrorStatus, Request, Server, ServerError};
 
 /// Where the answer to a request goes.
 pub(crate) type Answer = Sender<Result<(), String>>;
@@ -25,16 +26,54 @@ pub(crate) enum Happening {
     GuestEnded(Exit),
     MirrorEnded(Outcome, Box<StartsMirrored>),
     EndRequested,
-    Ordered(Order, Answer),
-    /// A guest is to be run.
-    Load(Box<SnapshotLoad>, Answer),
+    Asked(Request, Answer),
 }
 
-/// What the API tells of a guest that is there.
+/// The mirror, as others than its owner reach it.
+pub(crate) struct MirrorHandles {
+    pub(crate) status: StatusHandle,
+    /// While it has the guest.
+    pub(crate) notifier: Option<Notifier>,
+}
+
+/// Where they are, once the guest has been mirrored.
+pub(crate) type MirrorPlace = Arc<Mutex<Option<MirrorHandles>>>;
+
+/// The snapshot that is being taken, as others than its taker see it.
+#[derive(Default)]
+pub(crate) struct SnapshotWatch {
+    progress: Mutex<Option<(Instant, u64, u64)>>,
+    cancelled: AtomicBool,
+}
+
+impl SnapshotWatch {
+    /// One begins.
+    pub(crate) fn begin(&self) {
+        self.cancelled.store(false, Ordering::Release);
+        *lock(&self.progress) = Some((Instant::now(), 0, 0));
+    }
+
+    /// It is so far; whether it is to go on.
+    pub(crate) fn tell(&self, done: u64, pages: u64) -> bool {
+        if let Some(progress) = &mut *lock(&self.progress) {
+            (progress.1, progress.2) = (done, pages);
+        }
+        !self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// It has come to its end.
+    pub(crate) fn end(&self) {
+        *lock(&self.progress) = None;
+    }
+}
+
+/// What the API tells of a guest that is there, and reaches without its owner.
 pub(crate) struct RunningGuest {
     pub(crate) exit: ExitHandle,
-    pub(crate) mirror: Arc<OnceLock<(StatusHandle, Notifier)>>,
+    pub(crate) limits: DeviceLimits,
+    pub(crate) mirror: MirrorPlace,
     pub(crate) paused: Arc<AtomicBool>,
+    pub(crate) snapshot: Arc<SnapshotWatch>,
 }
 
 impl RunningGuest {
@@ -50,30 +89,123 @@ impl RunningGuest {
     }
 
     fn status(&self) -> Option<MirrorStatus> {
-        self.mirror.get()?.0.status().map(|status| MirrorStatus::Primary(Box::new(status)))
+        let status = lock(&self.mirror).as_ref()?.status.status();
+        status.map(|status| MirrorStatus::Primary(Box::new(status)))
+    }
+
+    fn notifier(&self) -> Result<Notifier, String> {
+        let notifier = lock(&self.mirror).as_ref().and_then(|handles| handles.notifier.clone());
+        notifier.ok_or_else(|| "the guest is not mirrored".into())
+    }
+
+    fn balloon_statistics(&self) -> Result<BalloonStats, String> {
+        let figures = self.limits.balloon_figures().ok_or(NO_BALLOON)?;
+        let tag = |tag| figures.by_tag.get(&tag).copied();
+        Ok(BalloonStats {
+            target_pages: figures.target,
+            actual_pages: figures.actual,
+            target_mib: figures.target / 256,
+            actual_mib: figures.actual / 256,
+            swap_in: tag(0),
+            swap_out: tag(1),
+            major_faults: tag(2),
+            minor_faults: tag(3),
+            free_memory: tag(4),
+            total_memory: tag(5),
+            available_memory: tag(6),
+            disk_caches: tag(7),
+            hugetlb_allocations: tag(8),
+            hugetlb_failures: tag(9),
+        })
     }
 }
+
+const NO_BALLOON: &str = "there is no balloon; put one before the guest is started";
 
 /// The guest's place in the API.
 struct Seat {
     id: String,
+    draft: Mutex<Draft>,
     guest: OnceLock<RunningGuest>,
     happen: Sender<Happening>,
 }
 
 impl Seat {
-    /// Lets the main thread do what `happening` makes of the answer's place, and waits for the answer.
-    fn ask(&self, happening: impl FnOnce(Answer) -> Happening) -> Result<(), String> {
+    fn configure(&self, section: Section) -> Result<(), String> {
+        lock(&self.draft).put(section).map_err(|(field, reason)| format!("{field}: {reason}"))
+    }
+
+    /// Lets the main thread do it, and waits for the answer.
+    fn order(&self, request: Request) -> Result<(), String> {
         let ending = || "the guest's process is ending".to_owned();
         let (sender, outcome) = channel();
-        self.happen.send(happening(sender)).map_err(|_| ending())?;
+        self.happen.send(Happening::Asked(request, sender)).map_err(|_| ending())?;
         outcome.recv().map_err(|_| ending())?
+    }
+
+    /// What is done without the main thread, which may be busy for long.
+    fn change(&self, guest: &RunningGuest, request: Request) -> Result<(), String> {
+        match request {
+            Request::CancelSnapshot => {
+                lock(&guest.snapshot.progress).ok_or("no snapshot is being taken")?;
+                guest.snapshot.cancelled.store(true, Ordering::Release);
+                Ok(())
+            }
+            Request::Balloon(mib) => {
+                if !guest.limits.inflate_balloon(mib) {
+                    return Err(NO_BALLOON.into());
+                }
+                if let Some(balloon) = &mut lock(&self.draft).balloon {
+                    balloon.amount_mib = mib;
+                }
+                Ok(())
+            }
+            Request::BalloonStatistics(seconds) => {
+                if !guest.limits.watch_balloon(seconds) {
+                    return Err("stats_polling_interval_s can only be changed from one time to another: give at least 1, \
+                                and put a balloon that has statistics before the guest is started"
+                        .into());
+                }
+                if let Some(balloon) = &mut lock(&self.draft).balloon {
+                    balloon.stats_polling_interval_s = seconds;
+                }
+                Ok(())
+            }
+            Request::Detach => guest.notifier()?.detach(),
+            Request::Retune(update) => self.retune(guest, update),
+            Request::CtrlAltDel => {
+                Err("this machine has no keyboard; let a program in the guest power it off".into())
+            }
+            Request::Pause | Request::Resume if guest.notifier().is_ok() => {
+                pause_mirrored(guest, matches!(request, Request::Pause))
+            }
+            request => self.order(request),
+        }
+    }
+
+    fn retune(&self, guest: &RunningGuest, update: MirrorUpdate) -> Result<(), String> {
+        let notifier = guest.notifier()?;
+        let mut draft = lock(&self.draft);
+        let section = draft.mirror.as_mut().ok_or("the guest is not mirrored")?;
+        update.apply(section).map_err(|(field, reason)| format!("{field}: {reason}"))?;
+        notifier.retune(section.pacing());
+        Ok(())
     }
 }
 
-/// In Firecracker's words.
-pub(crate) const TOO_LATE: &str = "The requested operation is not supported after starting the microVM";
-const TOO_EARLY: &str = "The requested operation is not supported before starting the microVM";
+/// A mirrored guest is stopped at an epoch, which both sides hold; its mirror goes on.
+fn pause_mirrored(guest: &RunningGuest, pause: bool) -> Result<(), String> {
+    let notifier = guest.notifier()?;
+    if guest.paused.load(Ordering::Acquire) != pause {
+        if pause {
+            notifier.quiesce().ok_or("the mirror has ended meanwhile; try again")?;
+        } else {
+            notifier.unquiesce();
+        }
+        guest.paused.store(pause, Ordering::Release);
+    }
+    Ok(())
+}
 
 impl Instance for Seat {
     fn info(&self) -> InstanceInfo {
@@ -81,28 +213,40 @@ impl Instance for Seat {
         InstanceInfo::new(&self.id, state)
     }
 
+    fn draft(&self) -> Draft {
+        lock(&self.draft).clone()
+    }
+
     fn mirror(&self) -> Option<MirrorStatus> {
         self.guest.get()?.status()
     }
 
-    fn order(&self, order: Order) -> Result<(), String> {
-        if self.guest.get().is_none() {
-            return Err(TOO_EARLY.into());
-        }
-        self.ask(|answer| Happening::Ordered(order, answer))
+    fn snapshot_progress(&self) -> Option<Progress> {
+        let (began, done, pages) = (*lock(&self.guest.get()?.snapshot.progress))?;
+        Some(Progress { done, pages, elapsed_ms: began.elapsed().as_millis() as u64 })
     }
 
-    fn load(&self, load: SnapshotLoad) -> Result<(), String> {
-        if self.guest.get().is_some() {
-            return Err(TOO_LATE.into());
+    fn balloon_statistics(&self) -> Result<BalloonStats, String> {
+        self.guest.get().ok_or(crate::server::TOO_EARLY)?.balloon_statistics()
+    }
+
+    fn ask(&self, request: Request) -> Result<(), String> {
+        let guest = self.guest.get();
+        request.check(guest.is_some())?;
+        match (request, guest) {
+            (Request::Configure(section), _) => self.configure(*section),
+            (Request::Attach(section), None) => self.configure(Section::Mirror(*section)),
+            (Request::Failover, _) => {
+                Err("this side runs its guest; a failover is asked of the standby, when its primary is lost"
+                    .into())
+            }
+            (request, None) => self.order(request),
+            (request, Some(guest)) => self.change(guest, request),
         }
-        self.ask(|answer| Happening::Load(Box::new(load), answer))
     }
 
     fn switchover(&self) -> Result<Duration, String> {
-        let guest = self.guest.get().ok_or(TOO_EARLY)?;
-        let (_, notifier) = guest.mirror.get().ok_or("it is not mirrored")?;
-        notifier.switchover()
+        self.guest.get().ok_or(crate::server::TOO_EARLY)?.notifier()?.switchover()
     }
 }
 
@@ -133,8 +277,28 @@ impl Stage {
             asked_to_end.store(true, Ordering::Release);
             drop(end.send(Happening::EndRequested));
         })?;
-        let seat = Arc::new(Seat { id: options.id.clone(), guest: OnceLock::new(), happen: happen.clone() });
+        let seat = Arc::new(Seat {
+            id: options.id.clone(),
+            draft: Mutex::default(),
+            guest: OnceLock::new(),
+            happen: happen.clone(),
+        });
         Ok(Some(Self { events, happen, happenings, ending, seat, server: None }))
+    }
+
+    /// What is configured.
+    pub(crate) fn draft(&self) -> Draft {
+        lock(&self.seat.draft).clone()
+    }
+
+    /// Takes over what is configured.
+    pub(crate) fn configure(&self, draft: Draft) {
+        *lock(&self.seat.draft) = draft;
+    }
+
+    /// Notes how the guest is mirrored now.
+    pub(crate) fn note_mirror(&self, section: &crate::config::MirrorSection) {
+        lock(&self.seat.draft).mirror = Some(section.clone());
     }
 
     /// The API tells of `guest` from now on.
@@ -144,10 +308,14 @@ impl Stage {
     }
 
     /// Serves the API on `path`, if there is one and it is not served yet.
-    pub(crate) fn serve(&mut self, path: Option<&Path>) -> Result<(), ServerError> {
+    pub(crate) fn serve(&mut self, path: Option<&Path>, max_body: usize) -> Result<(), ServerError> {
         if let (Some(path), None) = (path, &self.server) {
-            self.server = Some(Server::start(path, Arc::<Seat>::clone(&self.seat))?);
+            self.server = Some(Server::start(path, Arc::<Seat>::clone(&self.seat), max_body)?);
         }
         Ok(())
     }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Duration;
 
 use mirror::console::Console;
 use mirror::link::{LinkError, Listener};
@@ -15,11 +16,15 @@ use uuid::Uuid;
 use vmm::{Exit, Host, HostError, HostResources, StandbyHost};
 
 use crate::cli::StandbyOptions;
+use crate::config::Draft;
 use crate::events::{EventLog, EventsError};
 use crate::exit::ExitStatus;
 use crate::guest::exit_status;
 use crate::process;
-use crate::server::{Instance, InstanceInfo, InstanceState, MirrorStatus, Server, ServerError};
+use crate::server::types::BalloonStats;
+use crate::server::{
+    Instance, InstanceInfo, InstanceState, MAX_BODY, MirrorStatus, Request, Server, ServerError,
+};
 
 /// Why a standby does not stand by.
 #[derive(Debug, Error)]
@@ -73,10 +78,43 @@ impl Instance for StandingBy {
         InstanceInfo::new(&self.name, if runs { InstanceState::Running } else { InstanceState::NotStarted })
     }
 
+    fn draft(&self) -> Draft {
+        // The guest's configuration came with it, and is the primary's to tell.
+        Draft::default()
+    }
+
     fn mirror(&self) -> Option<MirrorStatus> {
         Some(MirrorStatus::Standby(Box::new(self.handle.status())))
     }
+
+    fn balloon_statistics(&self) -> Result<BalloonStats, String> {
+        Err(NOT_HERE.into())
+    }
+
+    fn ask(&self, request: Request) -> Result<(), String> {
+        let Request::Failover = request else { return Err(NOT_HERE.into()) };
+        let before = self.handle.status();
+        if before.phase != "orphaned" {
+            return Err(format!(
+                "a standby is promoted when its primary is lost and no witness can decide; this one is {}",
+                before.phase
+            ));
+        }
+        self.handle.promote();
+        let after = self.handle.status();
+        if after.role == "active" {
+            return Ok(());
+        }
+        Err(format!("the guest is not run here: this side is {}; its messages say why", after.phase))
+    }
+
+    fn switchover(&self) -> Result<Duration, String> {
+        Err("this side mirrors no guest that it could hand over; ask its primary".into())
+    }
 }
+
+/// What a standby is not asked.
+const NOT_HERE: &str = "this side waits for the guest of a primary; ask the side that runs the guest";
 
 /// Stands by until the guest that it took over has ended, or, with `--once`, until its first guest is gone.
 ///
@@ -110,8 +148,11 @@ pub fn standby(options: &StandbyOptions) -> Result<ExitStatus, StandbyError> {
     let handle =
         standby::serve(listener, machine, console, Options { name: name.clone(), witness }, watcher)?;
     let instance = StandingBy { name, handle: handle.clone() };
-    let server =
-        options.api_sock.as_deref().map(|path| Server::start(path, Arc::new(instance))).transpose()?;
+    let server = options
+        .api_sock
+        .as_deref()
+        .map(|path| Server::start(path, Arc::new(instance), MAX_BODY))
+        .transpose()?;
 
     let status = watch(&happenings, options.once, &handle, &events);
     handle.stop();

@@ -10,6 +10,7 @@ pub type Guid = uuid::Uuid;
 /// The fencing token: grows by one with every change of the live side. 0 is "none yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Term(pub u64);
 
 impl Term {
@@ -29,6 +30,7 @@ impl fmt::Display for Term {
 /// Counts checkpoints from 1; 0 is "no complete epoch yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Epoch(pub u64);
 
 impl Epoch {

@@ -35,4 +35,4 @@ pub use machine::{CreateError, Machine, MachineError, SerialInput};
 pub use platform::{AttachError, DeviceCreateError, MAX_VIRTIO_DEVICES, MmioWindow, PlatformError};
 pub use standby::StandbyHost;
 pub use state::{MachineState, StateError};
-pub use update::{ChangeImageError, DeviceLimits};
+pub use update::{BalloonFigures, ChangeImageError, DeviceLimits};

@@ -1,9 +1,11 @@
 //! Changes to the devices of a machine while its guest runs.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use devices::rate_limiter::RateLimiterConfig;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockError};
 use devices::virtio::net::Net;
 use thiserror::Error;
@@ -30,6 +32,19 @@ pub struct DeviceLimits {
     shared: Arc<Shared>,
     drives: Vec<String>,
     nets: Vec<String>,
+    /// Where the balloon is among the devices.
+    balloon: Option<usize>,
+}
+
+/// What a balloon's guest tells of its memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BalloonFigures {
+    /// Pages of 4 KiB that the guest is asked to give back.
+    pub target: u32,
+    /// Pages that it has given.
+    pub actual: u32,
+    /// Its figures by tag (virtio 1.2, 5.5.6.4).
+    pub by_tag: BTreeMap<u16, u64>,
 }
 
 impl DeviceLimits {
@@ -38,6 +53,11 @@ impl DeviceLimits {
             shared: Arc::clone(shared),
             drives: devices.drives.iter().map(|drive| drive.id.clone()).collect(),
             nets: devices.nets.iter().map(|net| net.id.clone()).collect(),
+            balloon: devices.balloon.as_ref().map(|_| {
+                // Disks, cards, the vsock device and the source of random numbers come before it.
+                let before = usize::from(devices.vsock.is_some()) + usize::from(devices.entropy.is_some());
+                devices.drives.len() + devices.nets.len() + before
+            }),
         }
     }
 
@@ -49,6 +69,27 @@ impl DeviceLimits {
         let place = UnknownDevice::find("drive", id, &self.drives)?;
         self.shared.platform.virtio.change(place, |block: &mut Block| block.update_limits(change));
         Ok(())
+    }
+
+    /// Asks the guest to give back `mib` MiB in all. False if there is no balloon.
+    pub fn inflate_balloon(&self, mib: u32) -> bool {
+        let Some(place) = self.balloon else { return false };
+        self.shared.platform.virtio.change(place, |balloon: &mut Balloon| balloon.set_amount(mib)).is_some()
+    }
+
+    /// Looks at the guest's figures every `seconds` from now on. False if that was not agreed with the guest at its start.
+    pub fn watch_balloon(&self, seconds: u16) -> bool {
+        let change = |balloon: &mut Balloon| balloon.set_interval(seconds);
+        self.balloon.and_then(|place| self.shared.platform.virtio.change(place, change)).unwrap_or(false)
+    }
+
+    /// What the guest tells of its memory; `None` if there is no balloon.
+    pub fn balloon_figures(&self) -> Option<BalloonFigures> {
+        let look = |balloon: &mut Balloon| {
+            let (by_tag, actual) = balloon.statistics();
+            BalloonFigures { target: balloon.target(), actual, by_tag: by_tag.clone() }
+        };
+        self.shared.platform.virtio.change(self.balloon?, look)
     }
 
     /// Other limits on what the network card `id` receives and sends; what the changes do not name stays as it is.

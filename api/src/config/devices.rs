@@ -11,14 +11,16 @@ use devices::virtio::net::{Mac, NetConfig, queue_pairs};
 use devices::virtio::rng::RngConfig;
 use devices::virtio::vsock::VsockConfig;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// Its name, by which other requests and the standby's options call it.
     pub drive_id: String,
     /// The image, raw or qcow2.
+    #[schema(value_type = String)]
     pub path_on_host: PathBuf,
     /// Whether the guest's root file system is on it: the kernel is then told so.
     pub is_root_device: bool,
@@ -40,7 +42,7 @@ pub struct Drive {
 }
 
 /// What becomes of a flush.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum DriveCache {
     /// The guest sees no need to flush.
     #[default]
@@ -50,7 +52,7 @@ pub enum DriveCache {
 }
 
 /// Who carries requests out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum IoEngine {
     /// Threads.
     Sync,
@@ -89,7 +91,7 @@ impl Drive {
 }
 
 /// A network card on a tap.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Its name, by which other requests and the standby's options call it.
@@ -99,6 +101,7 @@ pub struct NetworkInterface {
     pub host_dev_name: String,
     /// Its address; made up if not given.
     #[serde(default = "made_up", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub guest_mac: Option<Mac>,
     /// Longest packet in bytes, 68 to 65535.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,7 +135,7 @@ impl NetworkInterface {
 }
 
 /// Limits on a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiter {
     /// On bytes.
@@ -144,7 +147,7 @@ pub struct RateLimiter {
 }
 
 /// A bucket of tokens (bytes or operations).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenBucket {
     /// What it holds.
@@ -169,12 +172,13 @@ impl RateLimiter {
 }
 
 /// Sockets between guest and host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Vsock {
     /// The guest's address, from 3 on.
     pub guest_cid: u32,
     /// The Unix socket for programs that connect to the guest.
+    #[schema(value_type = String)]
     pub uds_path: PathBuf,
     /// A name that nobody uses any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,7 +201,7 @@ impl Vsock {
 }
 
 /// A source of random numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
     /// Limits.
@@ -213,7 +217,7 @@ impl Entropy {
 }
 
 /// A memory balloon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Balloon {
     /// MiB that the guest is asked to give back.
@@ -241,14 +245,16 @@ impl Balloon {
 }
 
 /// A console beside the serial port, which Linux calls `hvc0`. Its other end is a socket or an output.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Console {
     /// A Unix socket, on which one program at a time reads and writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub socket_path: Option<PathBuf>,
     /// A file, FIFO or terminal that is written to; a terminal is read from as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub output_path: Option<PathBuf>,
     /// Characters in a row.
     #[serde(default = "columns")]

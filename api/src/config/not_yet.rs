@@ -4,14 +4,8 @@
 //! error. One with content is refused by its name, as a missing feature and not as a misspelling.
 
 use std::fmt;
-use std::path::PathBuf;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use vmm::CpuTemplate;
-
-use super::devices::{Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
-use super::file::{BootSource, Config, MachineSection, MirrorSection};
 
 /// Accepts nothing but emptiness.
 struct Nothing(&'static str);
@@ -42,70 +36,18 @@ impl<'de> Visitor<'de> for Nothing {
     }
 }
 
-macro_rules! whole_file {
-    ($($field:ident $function:literal: $section:literal),* $(,)?) => {
-        /// A configuration file with everything that Firecracker knows.
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        pub(super) struct WholeFile {
-            #[serde(rename = "boot-source")]
-            boot: BootSource,
-            #[serde(rename = "machine-config")]
-            machine: MachineSection,
-            #[serde(default)]
-            mirror: Option<MirrorSection>,
-            #[serde(default)]
-            drives: Vec<Drive>,
-            #[serde(default, rename = "network-interfaces")]
-            network_interfaces: Vec<NetworkInterface>,
-            #[serde(default)]
-            vsock: Option<Vsock>,
-            #[serde(default)]
-            entropy: Option<Entropy>,
-            #[serde(default)]
-            balloon: Option<Balloon>,
-            #[serde(default)]
-            console: Option<Console>,
-            #[serde(default, rename = "cpu-config")]
-            cpu_config: Option<PathBuf>,
-            $(
-                #[serde(default, rename = $section, deserialize_with = $function)]
-                #[allow(dead_code, reason = "there to be refused")]
-                $field: (),
-            )*
-        }
-
+macro_rules! refused {
+    ($($field:ident: $section:literal),* $(,)?) => {
         $(
-            fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+            pub(super) fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
                 deserializer.deserialize_any(Nothing($section))
             }
         )*
     };
 }
 
-whole_file! {
-    logger "logger": "logger",
-    memory_hotplug "memory_hotplug": "memory-hotplug",
-    metrics "metrics": "metrics",
-    mmds_config "mmds_config": "mmds-config",
-    pmem "pmem": "pmem",
-    serial "serial": "serial",
-}
-
-impl From<WholeFile> for Config {
-    fn from(file: WholeFile) -> Self {
-        Self {
-            boot: file.boot,
-            machine: file.machine,
-            mirror: file.mirror,
-            drives: file.drives,
-            network_interfaces: file.network_interfaces,
-            vsock: file.vsock,
-            entropy: file.entropy,
-            balloon: file.balloon,
-            console: file.console,
-            cpu_config: file.cpu_config,
-            cpu_template: CpuTemplate::NONE,
-        }
-    }
+refused! {
+    memory_hotplug: "memory-hotplug",
+    mmds_config: "mmds-config",
+    pmem: "pmem",
 }

@@ -1,7 +1,10 @@
+use mirror::primary::Settings;
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(Path::new("vm.json"), text)
+    let path = Path::new("vm.json");
+    Draft::parse(path, text)?.finish(CpuTemplate::NONE).map_err(value_error(path))
 }
 
 fn error(text: &str) -> String {
@@ -55,7 +58,9 @@ fn unknown_section_is_not_taken_for_a_missing_feature() {
 
 #[test]
 fn section_that_is_not_supported_yet_is_refused_by_name() {
-    for (section, content) in [("pmem", r#"[{"id": "root"}]"#), ("logger", r#"{"level": "Info"}"#)] {
+    for (section, content) in
+        [("pmem", r#"[{"id": "root"}]"#), ("mmds-config", r#"{"network_interfaces": []}"#)]
+    {
         let message = error(&file(GOOD, &format!(", \"{section}\": {content}")));
         assert!(
             message.contains(&format!("the section \"{section}\" is not supported yet; remove it")),
@@ -75,7 +80,7 @@ fn missing_field_is_named_with_its_section() {
     let message = error(&file(r#""vcpu_count": 1"#, ""));
     assert!(message.contains("machine-config: missing field `mem_size_mib`"), "{message}");
     let message = error("{}");
-    assert!(message.contains(": missing field `boot-source`"), "{message}");
+    assert!(message.contains("vm.json: boot-source: is missing"), "{message}");
 }
 
 #[test]

@@ -7,82 +7,58 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use devices::rate_limiter::RateLimiterConfig;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use thiserror::Error;
-use vmm::snapshot::SnapshotRequest;
 
+pub mod firecracker;
+mod request;
 mod routes;
 pub mod types;
 
-use types::SnapshotLoad;
+pub use request::{DriveChange, Request, TOO_EARLY, TOO_LATE, When};
+pub use routes::openapi;
+use types::{BalloonStats, Progress};
 pub use types::{InstanceInfo, InstanceState, MirrorStatus, Switchover, Version};
 
-/// What a guest's process is told to do with it.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// Let it stand still.
-    Pause,
-    /// Let it go on.
-    Resume,
-    /// Take a snapshot.
-    Snapshot(SnapshotRequest),
-    /// Change a disk.
-    Drive(DriveChange),
-    /// Change the limits on a network card; what is not named stays as it is.
-    Net {
-        /// Its name.
-        id: String,
-        /// On what the guest receives.
-        receive: RateLimiterConfig,
-        /// On what it sends.
-        send: RateLimiterConfig,
-    },
-}
+use crate::config::Draft;
 
-/// What is to become of a disk.
-#[derive(Clone, Debug)]
-pub struct DriveChange {
-    /// Its name.
-    pub id: String,
-    /// Another image.
-    pub image: Option<PathBuf>,
-    /// Other limits; what is not named stays as it is.
-    pub limits: RateLimiterConfig,
-}
+/// Longest body that is taken unless the command line says otherwise, in bytes; Firecracker's.
+pub const MAX_BODY: usize = 51_200;
 
-/// What the API tells about.
+/// What the API tells about and changes.
 pub trait Instance: Send + Sync {
     /// Who it is and whether its guest runs.
     fn info(&self) -> InstanceInfo;
 
+    /// What it is configured to run.
+    fn draft(&self) -> Draft;
+
     /// How its mirror is; `None` if there is none.
     fn mirror(&self) -> Option<MirrorStatus>;
 
-    /// Lets the guest stand still or go on, or takes a snapshot of it; returns when that is done.
-    ///
-    /// # Errors
-    /// Why it is not done.
-    fn order(&self, _order: Order) -> Result<(), String> {
-        Err("this side runs no guest that could be paused or snapshotted".into())
+    /// How far the snapshot is that is being taken; `None` if there is none.
+    fn snapshot_progress(&self) -> Option<Progress> {
+        None
     }
 
-    /// Runs a guest from a snapshot, where there is none yet; returns when that is done.
+    /// What the guest tells of its memory.
     ///
     /// # Errors
-    /// Why it is not done.
-    fn load(&self, _load: SnapshotLoad) -> Result<(), String> {
-        Err("this side waits for the guest of a primary and loads no other".into())
-    }
+    /// Why it tells nothing.
+    fn balloon_statistics(&self) -> Result<BalloonStats, String>;
+
+    /// Has something done; returns when it is.
+    ///
+    /// # Errors
+    /// Why it is not; nothing has changed then.
+    fn ask(&self, request: Request) -> Result<(), String>;
 
     /// Lets the standby run the guest from now on; returns how long the guest ran on neither side.
     ///
     /// # Errors
     /// Why it does not.
-    fn switchover(&self) -> Result<Duration, String> {
-        Err("this side mirrors no guest that it could hand over".into())
-    }
+    fn switchover(&self) -> Result<Duration, String>;
 }
 
 /// Why there is no API server.
@@ -108,12 +84,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `instance` on a Unix socket at `path`, for this user alone (mode 0600). A socket that a process left
+    /// Serves `instance` on a Unix socket at `path`, for this user alone (mode 0600), with bodies of at most `max_body` bytes. A socket that a process left
     /// behind is replaced.
     ///
     /// # Errors
     /// [`ServerError`]
-    pub fn start(path: &Path, instance: Arc<dyn Instance>) -> Result<Self, ServerError> {
+    pub fn start(path: &Path, instance: Arc<dyn Instance>, max_body: usize) -> Result<Self, ServerError> {
         let listener = bind(path)?;
         let server = Self { path: path.into() };
         let fail = |source| ServerError::Bind { path: path.into(), source };
@@ -122,7 +98,7 @@ impl Server {
         let serve = move || {
             let outcome: io::Result<()> = runtime.block_on(async {
                 let listener = tokio::net::UnixListener::from_std(listener)?;
-                axum::serve(listener, routes::router(instance)).await
+                axum::serve(listener, routes::router(instance, max_body)).await
             });
             if let Err(error) = outcome {
                 eprintln!("api: the server has ended: {error}");

@@ -10,15 +10,31 @@ impl Instance for Unmirrored {
         InstanceInfo::new("test", InstanceState::Running)
     }
 
+    fn draft(&self) -> Draft {
+        Draft::default()
+    }
+
     fn mirror(&self) -> Option<MirrorStatus> {
         None
+    }
+
+    fn balloon_statistics(&self) -> Result<BalloonStats, String> {
+        Err("none".into())
+    }
+
+    fn ask(&self, _request: Request) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn switchover(&self) -> Result<Duration, String> {
+        Err("no".into())
     }
 }
 
 fn server() -> (tempfile::TempDir, PathBuf, Server) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
-    let server = Server::start(&path, Arc::new(Unmirrored)).unwrap();
+    let server = Server::start(&path, Arc::new(Unmirrored), MAX_BODY).unwrap();
     (folder, path, server)
 }
 
@@ -40,7 +56,10 @@ fn what_is_not_there_is_a_fault_with_a_message() {
         Err(ClientError::Fault { status, message, .. }) => (status, message),
         other => panic!("{other:?}"),
     };
-    assert_eq!(fault("/mirror"), (404, "this guest is not mirrored".into()));
+    assert_eq!(
+        fault("/mirror"),
+        (404, "This guest is not mirrored; PUT /mirror with the address of a standby.".into())
+    );
     assert_eq!(fault("/nope"), (400, "Invalid request method and/or path: GET /nope.".into()));
 }
 
@@ -55,10 +74,10 @@ fn socket_is_private_and_goes_with_the_server() {
 #[test]
 fn socket_in_use_is_refused_and_one_left_behind_is_replaced() {
     let (folder, path, _server) = server();
-    assert!(matches!(Server::start(&path, Arc::new(Unmirrored)), Err(ServerError::InUse(_))));
+    assert!(matches!(Server::start(&path, Arc::new(Unmirrored), MAX_BODY), Err(ServerError::InUse(_))));
 
     let left_behind = folder.path().join("old.sock");
     drop(UnixListener::bind(&left_behind).unwrap());
-    let _server = Server::start(&left_behind, Arc::new(Unmirrored)).unwrap();
+    let _server = Server::start(&left_behind, Arc::new(Unmirrored), MAX_BODY).unwrap();
     client::get::<InstanceInfo>(&left_behind, "/").unwrap();
 }

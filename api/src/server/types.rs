@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use mirror::shell::{primary, standby};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::config::devices::RateLimiter;
 
 /// Firecracker's InstanceInfo.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceInfo {
     /// The program.
     pub app_name: String,
@@ -33,7 +34,7 @@ impl InstanceInfo {
 }
 
 /// What a guest does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum InstanceState {
     /// There is none that runs yet.
     #[serde(rename = "Not started")]
@@ -45,14 +46,14 @@ pub enum InstanceState {
 }
 
 /// Firecracker's FirecrackerVersion.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Version {
     /// The program's version; the name is Firecracker's, for its clients' sake.
     pub firecracker_version: String,
 }
 
 /// How a mirror is, as the side tells that is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum MirrorStatus {
     /// The side that runs, or ran, the guest from its start.
@@ -62,33 +63,37 @@ pub enum MirrorStatus {
 }
 
 /// What a switchover cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Switchover {
     /// Microseconds for which the guest ran on neither side.
     pub pause_us: u64,
 }
 
 /// Firecracker's SnapshotCreateParams.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotCreate {
     /// Full or Diff.
     #[serde(default)]
     pub snapshot_type: SnapshotType,
     /// Where the state goes.
+    #[schema(value_type = String)]
     pub snapshot_path: PathBuf,
     /// Where memory goes.
+    #[schema(value_type = String)]
     pub mem_file_path: PathBuf,
 }
 
 /// Firecracker's SnapshotLoadParams.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotLoad {
     /// Where the state is.
+    #[schema(value_type = String)]
     pub snapshot_path: PathBuf,
     /// Where memory is: it is mapped. Either this or `mem_backend`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub mem_file_path: Option<PathBuf>,
     /// Where memory is, and how it comes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -117,17 +122,18 @@ pub struct SnapshotLoad {
 }
 
 /// Firecracker's MemoryBackend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryBackend {
     /// How memory comes.
     pub backend_type: MemoryBackendType,
     /// The memory file.
+    #[schema(value_type = String)]
     pub backend_path: PathBuf,
 }
 
 /// How memory comes from a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum MemoryBackendType {
     /// It is mapped.
     File,
@@ -137,7 +143,7 @@ pub enum MemoryBackendType {
 }
 
 /// Firecracker's NetworkOverride.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkOverride {
     /// The card's name.
@@ -147,15 +153,16 @@ pub struct NetworkOverride {
 }
 
 /// Firecracker's VsockOverride.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VsockOverride {
     /// The socket.
+    #[schema(value_type = String)]
     pub uds_path: PathBuf,
 }
 
 /// What pages memory is made of, other than the snapshot says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum HugePagesOverride {
     /// As the snapshot says.
     Snapshot,
@@ -169,7 +176,7 @@ pub enum HugePagesOverride {
 }
 
 /// What of memory a snapshot has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum SnapshotType {
     /// All of it.
     #[default]
@@ -179,7 +186,7 @@ pub enum SnapshotType {
 }
 
 /// Firecracker's Vm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
     /// What the guest is to do.
@@ -187,7 +194,7 @@ pub struct Vm {
 }
 
 /// What a guest is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum VmState {
     /// Stand still.
     Paused,
@@ -196,13 +203,14 @@ pub enum VmState {
 }
 
 /// Firecracker's PartialDrive.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PartialDrive {
     /// The disk's name.
     pub drive_id: String,
     /// Another image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub path_on_host: Option<PathBuf>,
     /// Other limits; a bucket that is not given stays as it is, one of size or time 0 is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,7 +218,7 @@ pub struct PartialDrive {
 }
 
 /// Firecracker's PartialNetworkInterface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PartialNetworkInterface {
     /// The card's name.
@@ -224,8 +232,88 @@ pub struct PartialNetworkInterface {
 }
 
 /// Firecracker's Error.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Fault {
     /// What is wrong.
     pub fault_message: String,
+}
+
+/// Firecracker's InstanceActionInfo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Action {
+    /// What to do.
+    pub action_type: ActionType,
+}
+
+/// What a process is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum ActionType {
+    /// Write metrics now.
+    FlushMetrics,
+    /// Run the guest.
+    InstanceStart,
+    /// Press the three keys.
+    SendCtrlAltDel,
+}
+
+/// Firecracker's BalloonUpdate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonUpdate {
+    /// MiB that the guest is asked to give back.
+    pub amount_mib: u32,
+}
+
+/// Firecracker's BalloonStatsUpdate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatsUpdate {
+    /// Seconds between two looks at the guest's statistics.
+    pub stats_polling_interval_s: u16,
+}
+
+/// Firecracker's BalloonStats; what the guest does not tell is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[allow(missing_docs, reason = "named as in virtio 1.2, 5.5.6.4, in bytes or events")]
+pub struct BalloonStats {
+    /// Pages of 4 KiB that the guest is asked to give back.
+    pub target_pages: u32,
+    /// Pages that it has given.
+    pub actual_pages: u32,
+    /// The same in MiB.
+    pub target_mib: u32,
+    /// The same in MiB.
+    pub actual_mib: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_in: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_out: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub major_faults: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minor_faults: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_caches: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugetlb_allocations: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugetlb_failures: Option<u64>,
+}
+
+/// How far an operation is that takes its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// Pages that are done, of this round.
+    pub done: u64,
+    /// Pages that there are, in this round.
+    pub pages: u64,
+    /// Milliseconds since it began.
+    pub elapsed_ms: u64,
 }

@@ -116,6 +116,22 @@ impl Balloon {
         self.changed = true;
     }
 
+    /// Pages that the guest is asked to give back.
+    pub fn target(&self) -> u32 {
+        self.target
+    }
+
+    /// Looks at the guest's figures every `seconds` (at least 1) from now on. False if they were not wanted at the start,
+    /// when that is agreed with the guest, or are to be wanted no longer.
+    pub fn set_interval(&mut self, seconds: u16) -> bool {
+        let possible = self.config.statistics_interval_s > 0 && seconds > 0;
+        if possible {
+            self.config.statistics_interval_s = seconds;
+            self.wait_for_statistics();
+        }
+        possible
+    }
+
     /// The guest's last figures, by tag, and the pages that it has given.
     pub fn statistics(&self) -> (&BTreeMap<u16, u64>, u32) {
         (&self.statistics, self.actual)

@@ -38,6 +38,7 @@ impl Times {
 
 /// Figures of a distribution of times in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Summary {
     /// How many times were recorded.
     pub count: u64,
@@ -93,6 +94,7 @@ impl PauseTimes {
 
 /// Figures of the pause, its phases and the commit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PauseSummary {
     /// The whole pause.
     pub pause_us: Summary,

@@ -112,23 +112,30 @@ pub enum Outcome {
 
 /// What a primary is doing, in figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = PrimaryStatus))]
 pub struct Status {
     /// "primary".
     pub role: String,
     /// The state machine's phase.
     pub phase: String,
     /// The guest.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub guid: Guid,
     /// Its term.
     pub term: Term,
     /// The last epoch that the standby has acknowledged.
     pub epoch: Epoch,
     /// Where the standby is.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub standby: Address,
     /// Whether a witness is configured.
     pub witness: bool,
     /// Seeding round, counted from 1.
     pub round: u32,
+    /// Pages of this round.
+    pub round_pages: u64,
+    /// How many of them have been sent.
+    pub round_sent: u64,
     /// Pages of guest memory.
     pub pages: u64,
     /// Pages sent while seeding.
@@ -166,6 +173,15 @@ enum Input {
 #[derive(Debug, Default)]
 struct Shared {
     status: Mutex<Option<Status>>,
+}
+
+impl Shared {
+    /// So many pages of the round have been sent, while the driver is busy with it.
+    fn round_sent(&self, pages: u64) {
+        if let Some(status) = &mut *self.status.lock().unwrap_or_else(PoisonError::into_inner) {
+            status.round_sent = pages;
+        }
+    }
 }
 
 /// Reads a primary's status; can be cloned and outlives the mirror.
@@ -209,6 +225,19 @@ impl Notifier {
         outcome.recv().map_err(|_| over())?
     }
 
+    /// As [`Handle::quiesce`].
+    pub fn quiesce(&self) -> Option<Epoch> {
+        let (sender, done) = channel();
+        self.0.send(Input::Quiesce(sender)).ok()?;
+        done.recv().ok()
+    }
+
+    /// As [`Handle::unquiesce`].
+    pub fn unquiesce(&self) {
+        // A driver that has finished has no more use for it.
+        let _ = self.0.send(Input::Unquiesce);
+    }
+
     /// Lets epochs end otherwise from now on.
     pub fn retune(&self, pacing: Pacing) {
         // A driver that has finished has no more use for it.
@@ -249,14 +278,12 @@ impl<G> Handle<G> {
     /// Stops the guest at an epoch and returns once the standby has committed it: both sides hold the same then.
     /// `None` if there is no lockstep any more.
     pub fn quiesce(&self) -> Option<Epoch> {
-        let (sender, done) = channel();
-        self.inputs.send(Input::Quiesce(sender)).ok()?;
-        done.recv().ok()
+        self.notifier().quiesce()
     }
 
     /// Lets a quiesced guest run again.
     pub fn unquiesce(&self) {
-        let _ = self.inputs.send(Input::Unquiesce);
+        self.notifier().unquiesce();
     }
 
     /// Waits until mirroring has ended and gives the guest back: running if this side is live.
@@ -335,6 +362,8 @@ struct Driver<G> {
 
 #[derive(Default)]
 struct Counters {
+    round_pages: u64,
+    round_sent: u64,
     seed_pages: u64,
     seed_bytes: u64,
     epoch_pages: u64,
@@ -572,11 +601,14 @@ impl<G: Guest + 'static> Driver<G> {
     fn send_round(&mut self, round: u32) -> Result<Event, Failure> {
         let set = std::mem::replace(&mut self.dirty, DirtySet::new(self.memory.layout().pages()));
         let pages = set.count();
+        (self.counters.round_pages, self.counters.round_sent) = (pages, 0);
+        self.publish();
         let stamp = (self.core.guid(), self.core.term(), Epoch::NONE);
         let mut reported = 0;
         let outcome = self.seeder.send_round(&self.memory, &set, &mut self.writer, stamp, |sent| {
             if sent - reported >= PROGRESS_PAGES || sent == pages {
                 reported = sent;
+                self.shared.round_sent(sent);
                 (self.watcher)(Report::RoundProgress { round, sent, pages });
             }
             while let Ok(input) = self.inputs.try_recv() {
@@ -589,6 +621,7 @@ impl<G: Guest + 'static> Driver<G> {
             ControlFlow::Continue(())
         });
         let sent = outcome?;
+        self.counters.round_sent = sent.pages;
         self.counters.seed_pages += sent.pages;
         self.counters.seed_bytes += sent.bytes;
         if sent.whole {
@@ -666,6 +699,8 @@ impl<G: Guest + 'static> Driver<G> {
             standby: self.options.standby.clone(),
             witness: self.options.witness.is_some(),
             round: self.core.round(),
+            round_pages: self.counters.round_pages,
+            round_sent: self.counters.round_sent,
             pages: self.memory.layout().pages(),
             seed_pages: self.counters.seed_pages,
             seed_bytes: self.counters.seed_bytes,

@@ -58,14 +58,17 @@ pub enum ServeError {
 
 /// What a standby is doing, in figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = StandbyStatus))]
 pub struct Status {
     /// "standby", or "active" once it runs the guest.
     pub role: String,
     /// The state machine's phase.
     pub phase: String,
     /// Where it listens.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub listen: Address,
     /// The guest that it holds an allocation of.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub guid: Option<Guid>,
     /// The newest term it knows.
     pub term: Term,

@@ -50,6 +50,7 @@ pub struct AllocationHeader {
 
 /// Health and counters of a standby.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Sense {
     /// The last complete epoch.
     pub epoch: Epoch,

@@ -1,4 +1,4 @@
-//! A process without a guest: it waits until the API loads a snapshot into it.
+//! A process without a guest: the API says what to run, or loads a snapshot.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -10,39 +10,51 @@ use vmm::snapshot::{RestoreMode, RestoreSource, Snapshot};
 use vmm::{Host, HostResources, Machine};
 
 use crate::cli::InstanceOptions;
+use crate::config::Draft;
 use crate::exit::ExitStatus;
-use crate::run::{Beginning, RunError, run_on};
-use crate::server::Order;
+use crate::guest_run::run_on;
+use crate::run::{Beginning, Ready, RunError};
 use crate::server::types::{
     HugePagesOverride, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLoad,
 };
+use crate::server::{Request, TOO_EARLY};
 use crate::stage::{Happening, Stage};
 
-/// Serves the API until a snapshot is loaded, runs its guest until it ends, and says how it ended.
+/// Serves the API until it is told to run a guest, runs that until it ends, and says how it ended.
 ///
 /// # Errors
-/// [`RunError`]: no guest has then run.
+/// [`RunError`]: there is no API then.
 pub(crate) fn wait_and_run(options: &InstanceOptions) -> Result<ExitStatus, RunError> {
     let Some(mut stage) = Stage::open(options)? else { return Ok(ExitStatus::Interrupted) };
-    let console = Console::new(io::stdout())?;
-    stage.serve(options.api_sock.as_deref())?;
+    stage.serve(options.api_sock.as_deref(), options.http_api_max_payload_size)?;
     while let Ok(happening) = stage.happenings.recv() {
-        let Happening::Load(load, answer) = happening else { return Ok(ExitStatus::Interrupted) };
-        match restore(&load, Arc::clone(&console)) {
-            Ok(machine) => {
-                // The answer comes when the guest does what it is to do.
-                let order = if load.resume_vm { Order::Resume } else { Order::Pause };
-                drop(stage.happen.send(Happening::Ordered(order, answer)));
-                return run_on(stage, machine, console, options, &Beginning::Paused);
-            }
-            // Whoever asked may have gone.
-            Err(reason) => drop(answer.send(Err(format!("Load snapshot error: {reason}")))),
+        let Happening::Asked(request, answer) = happening else { return Ok(ExitStatus::Interrupted) };
+        let ready = match request {
+            Request::Start => configured(stage.draft()).map_err(|error| error.to_string()),
+            Request::Load(load) => restore(&load).map_err(|reason| format!("Load snapshot error: {reason}")),
+            _ => Err(TOO_EARLY.into()),
+        };
+        let begun = match ready {
+            Ok(ready) => run_on(&mut stage, ready, options, Some(&answer)).map_err(|error| error.to_string()),
+            Err(reason) => Err(reason),
+        };
+        match begun {
+            Ok(status) => return Ok(status),
+            // Whoever asked may have gone, or ask for something else.
+            Err(reason) => drop(answer.send(Err(reason))),
         }
     }
     Ok(ExitStatus::Failure)
 }
 
-fn restore(load: &SnapshotLoad, console: Arc<Console>) -> Result<Machine, String> {
+/// The machine that the API has asked for.
+fn configured(draft: Draft) -> Result<Ready, RunError> {
+    let template = draft.template()?;
+    let unfinished = |(field, reason)| RunError::Unfinished(format!("{field} {reason}"));
+    Ready::new(draft.finish(template).map_err(unfinished)?)
+}
+
+fn restore(load: &SnapshotLoad) -> Result<Ready, String> {
     let (memory, on_demand) = memory(load)?;
     if load.clock_realtime {
         return Err("clock_realtime is not supported: the guest's clock goes on where it stood".into());
@@ -67,7 +79,11 @@ fn restore(load: &SnapshotLoad, console: Arc<Console>) -> Result<Machine, String
     let track_dirty_pages = load.track_dirty_pages || load.enable_diff_snapshots;
     let source = RestoreSource { chain: vec![snapshot], mode, resources, track_dirty_pages };
     let host = Host::open().map_err(|error| error.to_string())?;
-    Machine::from_snapshot(&host, &source, console).map_err(|error| error.to_string())
+    let console = Console::new(io::stdout()).map_err(|error| error.to_string())?;
+    let machine =
+        Machine::from_snapshot(&host, &source, Arc::clone(&console)).map_err(|error| error.to_string())?;
+    let beginning = if load.resume_vm { Beginning::Running } else { Beginning::Paused };
+    Ok(Ready { machine, console, beginning })
 }
 
 /// The memory file, and whether its pages come on demand.

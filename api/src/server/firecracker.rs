@@ -1,0 +1,87 @@
+//! What of Firecracker's API is here, and what is not: one table, for the routes, the tests and the documentation.
+
+/// An operation of Firecracker's API, by its published description and its parser.
+pub struct Operation {
+    /// HTTP method.
+    pub method: &'static str,
+    /// The path; what is in braces stands for a name.
+    pub path: &'static str,
+    /// Why it is not here, if it is not.
+    pub missing: Option<&'static str>,
+}
+
+const fn here(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, missing: None }
+}
+
+const fn missing(method: &'static str, path: &'static str, why: &'static str) -> Operation {
+    Operation { method, path, missing: Some(why) }
+}
+
+const MMDS: &str = "there is no metadata service yet";
+const PMEM: &str = "there are no persistent memory devices; use a drive";
+const HOTPLUG: &str = "memory cannot be plugged in; give the guest what it needs and a balloon";
+const HINTING: &str = "free pages are not hinted; use free_page_reporting";
+const UNPLUG: &str = "devices cannot be taken away from a guest";
+
+/// All of it.
+pub const OPERATIONS: &[Operation] = &[
+    here("GET", "/"),
+    here("PUT", "/actions"),
+    here("GET", "/balloon"),
+    here("PUT", "/balloon"),
+    here("PATCH", "/balloon"),
+    here("GET", "/balloon/statistics"),
+    here("PATCH", "/balloon/statistics"),
+    missing("PATCH", "/balloon/hinting/start", HINTING),
+    missing("PATCH", "/balloon/hinting/stop", HINTING),
+    missing("GET", "/balloon/hinting/status", HINTING),
+    here("PUT", "/boot-source"),
+    here("PUT", "/cpu-config"),
+    here("PUT", "/drives/{drive_id}"),
+    here("PATCH", "/drives/{drive_id}"),
+    missing("DELETE", "/drives/{drive_id}", UNPLUG),
+    missing("PUT", "/pmem/{id}", PMEM),
+    missing("PATCH", "/pmem/{id}", PMEM),
+    missing("DELETE", "/pmem/{id}", PMEM),
+    here("PUT", "/logger"),
+    here("PUT", "/metrics"),
+    here("PUT", "/serial"),
+    here("PUT", "/entropy"),
+    here("PUT", "/vsock"),
+    here("GET", "/machine-config"),
+    here("PUT", "/machine-config"),
+    here("PATCH", "/machine-config"),
+    missing("GET", "/mmds", MMDS),
+    missing("PUT", "/mmds", MMDS),
+    missing("PATCH", "/mmds", MMDS),
+    missing("PUT", "/mmds/config", MMDS),
+    missing("GET", "/hotplug/memory", HOTPLUG),
+    missing("PUT", "/hotplug/memory", HOTPLUG),
+    missing("PATCH", "/hotplug/memory", HOTPLUG),
+    here("PUT", "/network-interfaces/{iface_id}"),
+    here("PATCH", "/network-interfaces/{iface_id}"),
+    missing("DELETE", "/network-interfaces/{iface_id}", UNPLUG),
+    here("PUT", "/snapshot/create"),
+    here("PUT", "/snapshot/load"),
+    here("GET", "/version"),
+    here("GET", "/vm/config"),
+    here("PATCH", "/vm"),
+];
+
+/// Why Firecracker's operation `method` on `path` is not here; `None` if it is, or if Firecracker has none such either.
+pub fn why_missing(method: &str, path: &str) -> Option<&'static str> {
+    OPERATIONS.iter().find(|operation| operation.method == method && matches(operation.path, path))?.missing
+}
+
+fn matches(pattern: &str, path: &str) -> bool {
+    let (mut wanted, mut found) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (wanted.next(), found.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(found)) if wanted == found => {}
+            (Some(wanted), Some(found)) if wanted.starts_with('{') && !found.is_empty() => {}
+            _ => return false,
+        }
+    }
+}

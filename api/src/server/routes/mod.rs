@@ -1,0 +1,159 @@
+//! The routes of the API, and the OpenAPI document that describes them.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::de::DeserializeOwned;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::firecracker::why_missing;
+use super::types::Fault;
+use super::{Instance, Request};
+
+mod configuration;
+mod devices;
+mod machine;
+mod mirror;
+mod snapshot;
+
+type Shared = State<Arc<dyn Instance>>;
+
+/// What describes the API as a whole.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Understudy",
+        description = "Virtual machines that survive the death of their host. Served over a Unix socket. What Firecracker \
+                       has is as Firecracker has it; `/mirror` and what is below it is Understudy's own.",
+        license(name = "Apache-2.0 OR MIT")
+    ),
+    tags(
+        (name = "instance", description = "The process and its guest"),
+        (name = "configuration", description = "What to run, before it runs"),
+        (name = "devices", description = "Devices, also while the guest runs"),
+        (name = "snapshot", description = "The guest in files"),
+        (name = "mirror", description = "The guest's standby")
+    )
+)]
+struct Description;
+
+fn everything() -> OpenApiRouter<Arc<dyn Instance>> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(machine::info))
+        .routes(routes!(machine::version))
+        .routes(routes!(machine::act))
+        .routes(routes!(machine::set_state))
+        .routes(routes!(machine::configuration))
+        .routes(routes!(configuration::boot_source))
+        .routes(routes!(configuration::machine, configuration::put_machine, configuration::patch_machine))
+        .routes(routes!(configuration::cpu))
+        .routes(routes!(configuration::logger))
+        .routes(routes!(configuration::metrics))
+        .routes(routes!(configuration::serial))
+        .routes(routes!(configuration::entropy))
+        .routes(routes!(configuration::vsock))
+        .routes(routes!(configuration::console))
+        .routes(routes!(devices::put_drive, devices::patch_drive))
+        .routes(routes!(devices::put_net, devices::patch_net))
+        .routes(routes!(devices::balloon, devices::put_balloon, devices::patch_balloon))
+        .routes(routes!(devices::balloon_statistics, devices::patch_balloon_statistics))
+        .routes(routes!(snapshot::create, snapshot::progress, snapshot::cancel))
+        .routes(routes!(snapshot::load))
+        .routes(routes!(mirror::status, mirror::attach, mirror::retune, mirror::detach))
+        .routes(routes!(mirror::switchover))
+        .routes(routes!(mirror::failover))
+}
+
+/// The OpenAPI document, in JSON.
+pub fn openapi() -> String {
+    let mut text = everything().into_openapi().to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// All routes, answering for `instance`, which take bodies of at most `limit` bytes.
+pub(super) fn router(instance: Arc<dyn Instance>, limit: usize) -> Router {
+    let (router, document) = everything().split_for_parts();
+    router
+        .route("/openapi.json", get(|| async move { Json(document) }))
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .layer(DefaultBodyLimit::max(limit))
+        .with_state(instance)
+}
+
+/// A body in JSON. What is wrong with one is told by its field, its value and what to write instead.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
+        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
+            BytesRejection::FailedToBufferBody(problem) if problem.status() == StatusCode::PAYLOAD_TOO_LARGE => fault(
+                "The body of the request is larger than this server takes; send less, or start it with a larger \
+                 --http-api-max-payload-size.",
+            ),
+            other => fault(format!("The body of the request cannot be read: {other}.")),
+        })?;
+        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let path = error.path().to_string();
+            let field = if path == "." { String::new() } else { format!("{path}: ") };
+            fault(format!(
+                "An error occurred when deserializing the json body of a request: {field}{}.",
+                error.into_inner()
+            ))
+        })?;
+        json.end().map_err(|error| {
+            fault(format!("An error occurred when deserializing the json body of a request: {error}."))
+        })?;
+        Ok(Self(parsed))
+    }
+}
+
+/// Has `request` done, which may take its time.
+async fn ask(instance: Arc<dyn Instance>, request: Request) -> Response {
+    match tokio::task::spawn_blocking(move || instance.ask(request)).await {
+        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Err(reason)) => fault(sentence(reason)),
+        Err(error) => fault(format!("The request was not carried out: {error}.")),
+    }
+}
+
+fn sentence(mut text: String) -> String {
+    if !text.ends_with('.') {
+        text.push('.');
+    }
+    text
+}
+
+/// The name in the path and the one in the body are to be the same.
+#[allow(clippy::result_large_err, reason = "it is the answer")]
+fn same(path: &str, body: &str) -> Result<(), Response> {
+    if path == body {
+        return Ok(());
+    }
+    Err(fault(format!("The id from the path [{path}] does not match the id from the body [{body}]!")))
+}
+
+/// In Firecracker's words, which its clients know.
+async fn unknown(method: Method, uri: Uri) -> Response {
+    let path = uri.path();
+    fault(match why_missing(method.as_str(), path) {
+        Some(why) => format!("{method} {path} is not supported: {why}."),
+        None => format!("Invalid request method and/or path: {method} {path}."),
+    })
+}
+
+fn fault(message: impl Into<String>) -> Response {
+    (StatusCode::BAD_REQUEST, Json(Fault { fault_message: message.into() })).into_response()
+}
