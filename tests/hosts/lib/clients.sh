@@ -2,7 +2,7 @@
 # Their files are in $clients.
 
 # Milliseconds between two pings.
-readonly ping_every_ms=200
+ping_every_ms=200
 
 clients=
 client_pids=()
@@ -20,7 +20,7 @@ start_client() {
 start_clients() {
     start_client download curl --silent --show-error --limit-rate 150k "http://$guest_ip/file"
     start_client ticks bash -c "exec cat </dev/tcp/$guest_ip/7001"
-    start_client ping ping -n -i "0.$ping_every_ms" "$guest_ip"
+    start_client ping ping -n -i "0.$(printf %03d "$ping_every_ms")" "$guest_ip"
 }
 
 stop_clients() {
@@ -68,16 +68,21 @@ is_the_file() {
         { echo "it has $(stat -c %s "$1") bytes, and they are not those that were sent"; return 1; }
 }
 
-# pings_lost_at_most COUNT: in one stretch, and none twice.
+# lost_pings: how many, of how many, and in how many stretches.
+lost_pings() {
+    awk 'match($0, /icmp_seq=[0-9]+/) { n = substr($0, RSTART + 9, RLENGTH - 9) + 0; got[n]++; if (n > max) max = n }
+        END {
+            for (n = 1; n <= max; n++) if (!got[n]) { lost++; if (got[n - 1]) stretches++ }
+            printf "%d of %d lost in %d stretches\n", lost, max, stretches
+        }' "$clients/ping"
+}
+# pings_lost_at_most COUNT: in one stretch.
 pings_lost_at_most() {
+    local lost of all in stretches rest
     kill -INT "$(cat "$clients/ping.pid")" 2>/dev/null
     within 5 client_ended ping
     tail -n 3 "$clients/ping"
-    awk -v most="$1" '
-        match($0, /icmp_seq=[0-9]+/) { n = substr($0, RSTART + 9, RLENGTH - 9) + 0; got[n]++; if (n > max) max = n }
-        END {
-            for (n = 1; n <= max; n++) if (!got[n]) { lost++; if (got[n - 1]) stretches++ }
-            printf "%d lost in %d stretches\n", lost, stretches
-            exit !max || lost > most || stretches > 1
-        }' "$clients/ping"
+    lost_pings
+    read -r lost of all rest in stretches rest < <(lost_pings)
+    [ "$all" -gt 0 ] && [ "$lost" -le "$1" ] && [ "$stretches" -le 1 ]
 }

@@ -46,6 +46,13 @@ host() {
         "http://$host_ip:7000/cgi-bin/agent" 2>&1
 }
 
+# guest COMMANDS: has the guest carry out shell commands, and prints what they print.
+guest() {
+    # shellcheck disable=SC2016 # the inner shell's
+    outside timeout 60 bash -c 'exec 3<>"/dev/tcp/$1/7002" && printf "%s\nexit\n" "$2" >&3 && cat <&3' \
+        guest "$guest_ip" "$1"
+}
+
 # fetch FILE: a file from the virtual host's /tmp.
 fetch() { outside curl --silent --show-error --fail --max-time 120 "http://$host_ip:7000/tmp/$1"; }
 

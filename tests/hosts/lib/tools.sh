@@ -34,6 +34,7 @@ has_static_busybox() {
 ensure_tools() {
     local missing=()
     command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+    command -v qemu-img >/dev/null || missing+=(qemu-utils)
     command -v cpio >/dev/null || missing+=(cpio)
     command -v lz4 >/dev/null || missing+=(lz4)
     command -v mke2fs >/dev/null || missing+=(e2fsprogs)
