@@ -102,8 +102,8 @@ pub(super) enum Operation {
     Access { offset: u64, write: bool, bytes: Vec<u8> },
     /// The guest begins anew, without the features in `without`, with queues as `places` have them.
     Begin { without: u64, places: Vec<Place> },
-    /// A chain as it stands; in an indirect table if `indirect`.
-    Chain { queue: usize, descriptors: Vec<(u64, u32, u16)>, indirect: bool },
+    /// A chain as it stands.
+    Chain { queue: usize, descriptors: Vec<(u64, u32, u16)>, shape: Shape },
     /// A request that is valid but for `bends`.
     Request { queue: usize, choices: Vec<u8>, bends: Vec<Bend>, ring: bool },
     /// Many requests at once.
@@ -134,6 +134,17 @@ pub(super) enum Operation {
     FailOver { damage: Option<(u8, u32)> },
     /// What the device has written is compared with what it has marked.
     Check,
+}
+
+/// How the descriptors of a chain lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// One after the other.
+    Plain,
+    /// So, in an indirect table.
+    Indirect,
+    /// The last leads to the first again.
+    Loop,
 }
 
 /// How a queue differs from what it usually is.
@@ -191,9 +202,14 @@ fn operation(input: &mut Input) -> Operation {
         }
         80..=89 => Operation::Many { queue, count: 1 + input.word() % 300, choices: input.rest().into() },
         90..=114 => {
-            let (indirect, count) = (input.one_in(4), 1 + input.below(3));
+            let shape = match input.byte() % 8 {
+                0..=4 => Shape::Plain,
+                5 | 6 => Shape::Indirect,
+                _ => Shape::Loop,
+            };
+            let count = 1 + input.below(3);
             let descriptors = (0..count).map(|_| input.descriptor()).collect();
-            Operation::Chain { queue, descriptors, indirect }
+            Operation::Chain { queue, descriptors, shape }
         }
         115..=119 => Operation::Available { queue, head: input.word() % 300 },
         120..=124 => {

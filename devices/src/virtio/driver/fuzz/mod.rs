@@ -35,7 +35,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
 use vmm_sys_util::epoll::EventSet;
 
-use self::input::{Bend, Input, Operation, operations};
+use self::input::{Bend, Input, Operation, Shape, operations};
 use super::{Driver, memory_of};
 use crate::bus::BusDevice;
 use crate::virtio::held::OutputPolicy;
@@ -175,12 +175,14 @@ impl Case<'_> {
                     layout
                 });
             }
-            Operation::Chain { queue, descriptors, indirect } => {
+            Operation::Chain { queue, descriptors, shape } => {
                 let queue = self.queue(*queue);
-                if *indirect {
-                    self.add_indirect(queue, descriptors);
-                } else {
-                    self.driver.add_chain(queue, descriptors);
+                match shape {
+                    Shape::Plain => {
+                        self.driver.add_chain(queue, descriptors);
+                    }
+                    Shape::Indirect => self.add_indirect(queue, descriptors),
+                    Shape::Loop => self.add_loop(queue, descriptors),
                 }
                 self.ring(queue);
             }
@@ -249,6 +251,15 @@ impl Case<'_> {
             self.driver.write(table + 16 * index as u64, descriptor.as_slice());
         }
         self.driver.add_chain(queue, &[(table, 16 * descriptors.len() as u32, 4)]);
+    }
+
+    fn add_loop(&mut self, queue: usize, descriptors: &[(u64, u32, u16)]) {
+        let head = self.driver.add_chain(queue, descriptors);
+        let layout = self.driver.layout(queue);
+        let last = (usize::from(head) + descriptors.len() - 1) % usize::from(layout.size);
+        let (address, len, flags) = descriptors[descriptors.len() - 1];
+        let descriptor = Descriptor::new(address, len, flags | 1, head);
+        self.driver.view().write(layout.table.wrapping_add(16 * last as u64), descriptor.as_slice());
     }
 
     fn request(&mut self, queue: usize, choices: &[u8], bends: &[Bend]) {
