@@ -26,24 +26,46 @@ const GLANCE: Duration = Duration::from_millis(5);
 pub fn understudy() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let this = std::env::current_exe().expect("a path of its own");
-        let mut folder = this.parent().expect("a folder").to_path_buf();
-        if folder.ends_with("deps") {
-            folder.pop();
-        }
+        let folder = profile_folder();
         let release: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
-        let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .args(["build", "--quiet", "--package", "understudy"])
-            .args(release)
-            .arg("--manifest-path")
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-            .arg("--target-dir")
-            .arg(folder.parent().expect("a target folder"))
-            .status()
-            .expect("cargo starts");
-        assert!(built.success(), "the command under test cannot be built");
+        build(&folder, &[&["build"], release].concat());
         folder.join("understudy")
     })
+}
+
+/// The `understudy` command as it is shipped.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn understudy_as_shipped() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let folder = profile_folder();
+        build(&folder, &["build-dist"]);
+        folder.with_file_name("x86_64-unknown-linux-gnu").join("dist/understudy")
+    })
+}
+
+/// Where the running program was built.
+fn profile_folder() -> PathBuf {
+    let this = std::env::current_exe().expect("a path of its own");
+    let mut folder = this.parent().expect("a folder").to_path_buf();
+    if folder.ends_with("deps") {
+        folder.pop();
+    }
+    folder
+}
+
+fn build(folder: &Path, how: &[&str]) {
+    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(how)
+        .args(["--quiet", "--package", "understudy", "--target-dir"])
+        .arg(folder.parent().expect("a target folder"))
+        // Where cargo finds what `build-dist` means.
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .status()
+        .expect("cargo starts");
+    assert!(built.success(), "the command under test cannot be built");
 }
 
 /// A child process; killed when it is dropped.

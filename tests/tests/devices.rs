@@ -86,12 +86,16 @@ mod kvm {
             assert_eq!(status, 400, "{said}");
             assert!(said.contains(reason), "{said}");
         };
-        let other_id = "The id from the path does not match the id from the body!";
-        refused("/drives/root", &limit, other_id);
+        let root = "The id from the path [root] does not match the id from the body [data]!";
+        refused("/drives/root", &limit, root);
         refused("/drives/root", r#"{"drive_id": "root"}"#, "no drive \\\"root\\\"; it has data");
         refused("/drives/data", r#"{"drive_id": "data", "is_read_only": true}"#, "unknown field");
         refused("/drives/data", r#"{"drive_id": "data", "path_on_host": "/none"}"#, "/none");
-        refused("/network-interfaces/eth0", r#"{"iface_id": "eth1"}"#, other_id);
+        refused(
+            "/network-interfaces/eth0",
+            r#"{"iface_id": "eth1"}"#,
+            "[eth0] does not match the id from the body [eth1]!",
+        );
         let net = format!(r#"{{"iface_id": "eth0", "rx_rate_limiter": {LIMIT}}}"#);
         refused("/network-interfaces/eth0", &net, "no network interface \\\"eth0\\\"; it has none");
         machine.still_runs();

@@ -6,11 +6,10 @@ readonly target=x86_64-unknown-linux-gnu
 # Static binaries in a target directory of their own, so that the ordinary build's cache survives.
 build_binaries() {
     say "building static binaries"
-    (cd "$root" && RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --target "$target" \
-        --target-dir "$cache/build" "$@") || fail "cargo build failed"
+    (cd "$root" && cargo build-dist --quiet --target-dir "$cache/build" "$@") || fail "cargo build failed"
 }
 
-binary() { echo "$cache/build/$target/release/$1"; }
+binary() { echo "$cache/build/$target/dist/$1"; }
 
 # pack DIRECTORY IMAGE: writes an initramfs.
 pack() {
