@@ -15,7 +15,7 @@ use mirror::shell::primary::{self, AttachError, AttachFailure, Notifier, Outcome
 use mirror::witness::{FileWitness, Record, Witness};
 use uuid::Uuid;
 use vmm::snapshot::{MemoryFill, SnapshotRequest};
-use vmm::{DeviceLimits, Exit, ExitHandle, Machine};
+use vmm::{DeviceLimits, Exit, ExitHandle, Machine, SerialInput};
 
 use crate::cli::InstanceOptions;
 use crate::config::MirrorSection;
@@ -48,8 +48,7 @@ pub(crate) fn run_on(
 ) -> Result<ExitStatus, RunError> {
     let Ready { machine, console, beginning } = ready;
     stage.serve(options.api_sock.as_deref(), options.http_api_max_payload_size)?;
-    let _keyboard = connect_keyboard(&machine, options.serial_in)?;
-    let (exit, fill) = (machine.exit_handle(), machine.memory_fill());
+    let (exit, fill, serial) = (machine.exit_handle(), machine.memory_fill(), machine.serial());
     let mut run = Run {
         console,
         events: Arc::clone(&stage.events),
@@ -66,6 +65,7 @@ pub(crate) fn run_on(
         ended: None,
     };
     run.begin(machine, &beginning, &options.id)?;
+    let _keyboard = connect_keyboard(serial, options.serial_in)?;
     stage.seat(RunningGuest {
         exit: exit.clone(),
         limits: run.limits.clone(),
@@ -115,13 +115,12 @@ fn watch_fill(fill: MemoryFill, exit: ExitHandle, events: Arc<EventLog>) -> io::
     Ok(())
 }
 
-fn connect_keyboard(machine: &Machine, even_if_no_terminal: bool) -> io::Result<Option<Keyboard>> {
+fn connect_keyboard(serial: SerialInput, even_if_no_terminal: bool) -> io::Result<Option<Keyboard>> {
     use std::io::IsTerminal;
     if !even_if_no_terminal && !io::stdin().is_terminal() {
         return Ok(None);
     }
     let keyboard = Keyboard::take();
-    let serial = machine.serial();
     // An interrupt that cannot be raised loses the key: the next one raises it again.
     process::forward_stdin(move |bytes| serial.send(bytes).unwrap_or(bytes.len()))?;
     Ok(Some(keyboard))
