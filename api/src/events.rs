@@ -13,7 +13,7 @@ use mirror::report::{Report, Stamped};
 use thiserror::Error;
 
 /// Reports that may wait to be written; beyond that they are dropped, and the mirror goes on.
-const WAITING: usize = 512;
+const WAITING: usize = 128;
 
 /// Events cannot be written.
 #[derive(Debug, Error)]
