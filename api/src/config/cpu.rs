@@ -1,10 +1,13 @@
 //! A CPU template, as the file that `cpu-config` names has it. Names, types and meaning are Firecracker's (CpuConfig).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 use vmm::cpu_template::{Bits, LeafChange, MsrChange};
 use vmm::{CpuTemplate, processor};
 
@@ -12,22 +15,25 @@ use vmm::{CpuTemplate, processor};
 const MAX_ENTRIES: usize = 256;
 
 /// What the guest's processors offer otherwise than the host's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CpuConfig {
     /// Capabilities of KVM that the host must have, or, behind `!`, need not have.
     #[serde(default)]
+    #[schema(max_items = 256)]
     pub kvm_capabilities: Vec<Capability>,
     /// Changes of CPUID.
     #[serde(default)]
+    #[schema(max_items = 256)]
     pub cpuid_modifiers: Vec<LeafModifier>,
     /// Changes of model-specific registers.
     #[serde(default)]
+    #[schema(max_items = 256)]
     pub msr_modifiers: Vec<MsrModifier>,
 }
 
 /// Changes of a leaf of CPUID.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeafModifier {
     /// The leaf.
@@ -35,13 +41,14 @@ pub struct LeafModifier {
     /// The subleaf; 0 if the leaf has none.
     pub subleaf: Number,
     /// KVM's flags: 1 if the leaf has subleaves.
+    #[schema(maximum = 4_294_967_295_u32)]
     pub flags: u32,
     /// The registers in which there are other bits.
     pub modifiers: Vec<RegisterModifier>,
 }
 
 /// Changes of a register of a leaf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterModifier {
     /// Which.
@@ -51,7 +58,7 @@ pub struct RegisterModifier {
 }
 
 /// A register of CPUID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "they are called so everywhere")]
 pub enum Register {
@@ -62,7 +69,7 @@ pub enum Register {
 }
 
 /// Changes of a model-specific register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MsrModifier {
     /// Which.
@@ -231,6 +238,39 @@ macro_rules! as_text {
 }
 
 as_text!(() Number, () Capability, (const WIDTH: u32) Bitmap<WIDTH>);
+
+/// The schema of a text that matches `pattern`.
+fn text(pattern: impl Into<String>) -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern)).into()
+}
+
+impl PartialSchema for Number {
+    fn schema() -> RefOr<Schema> {
+        text("^(0x0*[0-9a-fA-F]{1,8}|0b0*[01]{1,32})$")
+    }
+}
+
+impl ToSchema for Number {}
+
+impl PartialSchema for Capability {
+    fn schema() -> RefOr<Schema> {
+        text("^!?0*[0-9]{1,9}$")
+    }
+}
+
+impl ToSchema for Capability {}
+
+impl<const WIDTH: u32> PartialSchema for Bitmap<WIDTH> {
+    fn schema() -> RefOr<Schema> {
+        text(format!("^(0b)?_*([01x]_*){{1,{WIDTH}}}$"))
+    }
+}
+
+impl<const WIDTH: u32> ToSchema for Bitmap<WIDTH> {
+    fn name() -> Cow<'static, str> {
+        format!("Bitmap{WIDTH}").into()
+    }
+}
 
 #[cfg(test)]
 mod tests {

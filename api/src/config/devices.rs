@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// Its name, by which other requests and the standby's options call it.
+    #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub drive_id: String,
     /// The image, raw or qcow2.
     #[schema(value_type = String)]
@@ -95,16 +96,18 @@ impl Drive {
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Its name, by which other requests and the standby's options call it.
+    #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub iface_id: String,
     /// The tap on the host; created if there is none. If it takes several readers (`multi_queue`), the card has a pair of
     /// queues for each vCPU.
     pub host_dev_name: String,
     /// Its address; made up if not given.
     #[serde(default = "made_up", skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, pattern = "^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$")]
     pub guest_mac: Option<Mac>,
     /// Longest packet in bytes, 68 to 65535.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 68, maximum = 65_535)]
     pub mtu: Option<u16>,
     /// Limits on what the guest receives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -176,6 +179,7 @@ impl RateLimiter {
 #[serde(deny_unknown_fields)]
 pub struct Vsock {
     /// The guest's address, from 3 on.
+    #[schema(minimum = 3, maximum = 4_294_967_294_u32)]
     pub guest_cid: u32,
     /// The Unix socket for programs that connect to the guest.
     #[schema(value_type = String)]
@@ -221,11 +225,13 @@ impl Entropy {
 #[serde(deny_unknown_fields)]
 pub struct Balloon {
     /// MiB that the guest is asked to give back.
+    #[schema(maximum = 4_294_967_295_u32)]
     pub amount_mib: u32,
     /// Whether the guest may take pages back before it runs out of memory.
     pub deflate_on_oom: bool,
     /// Seconds between two looks at the guest's statistics; 0: none.
     #[serde(default)]
+    #[schema(maximum = 65_535)]
     pub stats_polling_interval_s: u16,
     /// Whether the guest tells of pages that it does not need.
     #[serde(default)]
@@ -258,9 +264,11 @@ pub struct Console {
     pub output_path: Option<PathBuf>,
     /// Characters in a row.
     #[serde(default = "columns")]
+    #[schema(maximum = 65_535)]
     pub columns: u16,
     /// Rows.
     #[serde(default = "rows")]
+    #[schema(maximum = 65_535)]
     pub rows: u16,
 }
 

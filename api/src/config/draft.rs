@@ -84,7 +84,6 @@ pub enum CpuSource {
     #[schema(value_type = String)]
     File(PathBuf),
     /// The template.
-    #[schema(value_type = Object)]
     Template(CpuConfig),
 }
 

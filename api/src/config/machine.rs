@@ -12,6 +12,7 @@ use super::{BadValue, EMBEDDED_GUEST, MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB};
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     /// Path of a bzImage or ELF kernel, or [`super::EMBEDDED_GUEST`].
+    #[schema(min_length = 1)]
     pub kernel_image_path: String,
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -27,8 +28,10 @@ pub struct BootSource {
 #[serde(deny_unknown_fields)]
 pub struct MachineSection {
     /// vCPUs, 1 to [`super::MAX_VCPUS`].
+    #[schema(minimum = 1, maximum = 32)]
     pub vcpu_count: u8,
     /// Guest memory in MiB, [`super::MIN_MEM_MIB`] to [`super::MAX_MEM_MIB`].
+    #[schema(minimum = 2, maximum = 1_048_576)]
     pub mem_size_mib: u32,
     /// Two vCPUs to a core; only `false` is supported.
     #[serde(default)]
@@ -41,6 +44,7 @@ pub struct MachineSection {
     pub huge_pages: HugePages,
     /// Only `"None"`: a template is given in `cpu-config`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^None$")]
     pub cpu_template: Option<String>,
 }
 
@@ -111,9 +115,11 @@ impl MachineSection {
 pub struct MachineUpdate {
     /// vCPUs.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 32)]
     pub vcpu_count: Option<u8>,
     /// Guest memory in MiB.
     #[serde(default)]
+    #[schema(minimum = 2, maximum = 1_048_576)]
     pub mem_size_mib: Option<u32>,
     /// Two vCPUs to a core.
     #[serde(default)]
@@ -126,6 +132,7 @@ pub struct MachineUpdate {
     pub huge_pages: Option<HugePages>,
     /// Only `"None"`.
     #[serde(default)]
+    #[schema(pattern = "^None$")]
     pub cpu_template: Option<String>,
 }
 

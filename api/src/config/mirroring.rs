@@ -16,7 +16,7 @@ use super::BadValue;
 #[serde(deny_unknown_fields)]
 pub struct MirrorSection {
     /// Where the standby listens: `unix:PATH` or `tcp:HOST:PORT`.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^(unix:.+|tcp:.+:[0-9]{1,5})$")]
     pub standby: Address,
     /// The witness, a file on storage that both sides share; without it there is no automatic failover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,32 +24,40 @@ pub struct MirrorSection {
     pub witness: Option<PathBuf>,
     /// Names the guest to standby and witness; without it a new one is made at each start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, format = "uuid")]
     pub guid: Option<Guid>,
     /// How long the guest runs before it is mirrored. 0: it is mirrored from its first instruction on, and does not run
     /// if it cannot be; otherwise it runs on, unprotected, if it cannot be.
     #[serde(default)]
+    #[schema(maximum = 4_294_967_295_u32)]
     pub delay_ms: u32,
     /// Longest time between two epochs.
     #[serde(default = "interval_ms")]
+    #[schema(minimum = 1, maximum = 60_000)]
     pub interval_ms: u32,
     /// Shortest time between two epochs.
     #[serde(default = "min_interval_ms")]
+    #[schema(minimum = 1, maximum = 60_000)]
     pub min_interval_ms: u32,
     /// What the final pause of seeding may cost.
     #[serde(default = "pause_budget_ms")]
+    #[schema(minimum = 1, maximum = 60_000)]
     pub pause_budget_ms: u32,
     /// Dirty pages that end an epoch early.
     #[serde(default = "dirty_budget_pages")]
+    #[schema(minimum = 1)]
     pub dirty_budget_pages: u64,
     /// Time between two signs of life.
     #[serde(default = "heartbeat_ms")]
+    #[schema(minimum = 1, maximum = 60_000)]
     pub heartbeat_ms: u32,
     /// Missed signs of life after which the other side counts as lost.
     #[serde(default = "heartbeat_misses")]
+    #[schema(minimum = 1, maximum = 1000)]
     pub heartbeat_misses: u32,
     /// Room for pages copied aside in a pause.
     #[serde(default = "staging_mib")]
+    #[schema(minimum = 1, maximum = 65_536)]
     pub staging_mib: u32,
     /// Whether to wait in the standby's queue if it has no space now.
     #[serde(default)]
@@ -143,15 +151,19 @@ impl MirrorSection {
 pub struct MirrorUpdate {
     /// Longest time between two epochs, 1 to 60000 ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 60_000)]
     pub interval_ms: Option<u32>,
     /// Shortest time between two epochs, 1 to 60000 ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 60_000)]
     pub min_interval_ms: Option<u32>,
     /// What the final pause of seeding may cost, 1 to 60000 ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 60_000)]
     pub pause_budget_ms: Option<u32>,
     /// Dirty pages that end an epoch early, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub dirty_budget_pages: Option<u64>,
 }
 

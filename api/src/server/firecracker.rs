@@ -1,21 +1,36 @@
 //! What of Firecracker's API is here, and what is not: one table, for the routes, the tests and the documentation.
 
+use super::When;
+
 /// An operation of Firecracker's API, by its published description and its parser.
 pub struct Operation {
     /// HTTP method.
     pub method: &'static str,
     /// The path; what is in braces stands for a name.
     pub path: &'static str,
+    /// When it is possible.
+    pub when: When,
     /// Why it is not here, if it is not.
     pub missing: Option<&'static str>,
 }
 
+/// Always possible.
 const fn here(method: &'static str, path: &'static str) -> Operation {
-    Operation { method, path, missing: None }
+    Operation { method, path, when: When::Always, missing: None }
+}
+
+/// Possible before the guest has started.
+const fn before(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, when: When::Before, missing: None }
+}
+
+/// Possible after that.
+const fn after(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, when: When::After, missing: None }
 }
 
 const fn missing(method: &'static str, path: &'static str, why: &'static str) -> Operation {
-    Operation { method, path, missing: Some(why) }
+    Operation { method, path, when: When::Always, missing: Some(why) }
 }
 
 const MMDS: &str = "there is no metadata service yet";
@@ -29,29 +44,29 @@ pub const OPERATIONS: &[Operation] = &[
     here("GET", "/"),
     here("PUT", "/actions"),
     here("GET", "/balloon"),
-    here("PUT", "/balloon"),
-    here("PATCH", "/balloon"),
-    here("GET", "/balloon/statistics"),
-    here("PATCH", "/balloon/statistics"),
+    before("PUT", "/balloon"),
+    after("PATCH", "/balloon"),
+    after("GET", "/balloon/statistics"),
+    after("PATCH", "/balloon/statistics"),
     missing("PATCH", "/balloon/hinting/start", HINTING),
     missing("PATCH", "/balloon/hinting/stop", HINTING),
     missing("GET", "/balloon/hinting/status", HINTING),
-    here("PUT", "/boot-source"),
-    here("PUT", "/cpu-config"),
-    here("PUT", "/drives/{drive_id}"),
-    here("PATCH", "/drives/{drive_id}"),
+    before("PUT", "/boot-source"),
+    before("PUT", "/cpu-config"),
+    before("PUT", "/drives/{drive_id}"),
+    after("PATCH", "/drives/{drive_id}"),
     missing("DELETE", "/drives/{drive_id}", UNPLUG),
     missing("PUT", "/pmem/{id}", PMEM),
     missing("PATCH", "/pmem/{id}", PMEM),
     missing("DELETE", "/pmem/{id}", PMEM),
-    here("PUT", "/logger"),
-    here("PUT", "/metrics"),
-    here("PUT", "/serial"),
-    here("PUT", "/entropy"),
-    here("PUT", "/vsock"),
+    before("PUT", "/logger"),
+    before("PUT", "/metrics"),
+    before("PUT", "/serial"),
+    before("PUT", "/entropy"),
+    before("PUT", "/vsock"),
     here("GET", "/machine-config"),
-    here("PUT", "/machine-config"),
-    here("PATCH", "/machine-config"),
+    before("PUT", "/machine-config"),
+    before("PATCH", "/machine-config"),
     missing("GET", "/mmds", MMDS),
     missing("PUT", "/mmds", MMDS),
     missing("PATCH", "/mmds", MMDS),
@@ -59,14 +74,14 @@ pub const OPERATIONS: &[Operation] = &[
     missing("GET", "/hotplug/memory", HOTPLUG),
     missing("PUT", "/hotplug/memory", HOTPLUG),
     missing("PATCH", "/hotplug/memory", HOTPLUG),
-    here("PUT", "/network-interfaces/{iface_id}"),
-    here("PATCH", "/network-interfaces/{iface_id}"),
+    before("PUT", "/network-interfaces/{iface_id}"),
+    after("PATCH", "/network-interfaces/{iface_id}"),
     missing("DELETE", "/network-interfaces/{iface_id}", UNPLUG),
-    here("PUT", "/snapshot/create"),
-    here("PUT", "/snapshot/load"),
+    after("PUT", "/snapshot/create"),
+    before("PUT", "/snapshot/load"),
     here("GET", "/version"),
     here("GET", "/vm/config"),
-    here("PATCH", "/vm"),
+    after("PATCH", "/vm"),
 ];
 
 /// Why Firecracker's operation `method` on `path` is not here; `None` if it is, or if Firecracker has none such either.

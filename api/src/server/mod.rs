@@ -1,6 +1,7 @@
 //! The API server: HTTP on a Unix socket, in a thread of its own.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,6 +68,11 @@ pub enum ServerError {
     /// Another process serves there.
     #[error("cannot serve the API on {0}: another process does; end it or name another socket")]
     InUse(PathBuf),
+    /// There is something else.
+    #[error(
+        "cannot serve the API on {0}: something that is no unused socket is there; name another path, or remove it"
+    )]
+    NoSocket(PathBuf),
     /// The socket cannot be made.
     #[error("cannot serve the API on {path}: {source}")]
     Bind {
@@ -116,13 +122,19 @@ impl Drop for Server {
     }
 }
 
+fn is_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
 fn bind(path: &Path) -> Result<UnixListener, ServerError> {
     let fail = |source| ServerError::Bind { path: path.into(), source };
     match UnixStream::connect(path) {
         Ok(_) => return Err(ServerError::InUse(path.into())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        // A file that is no socket refuses, too; it is somebody's.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && is_socket(path) => {
             std::fs::remove_file(path).map_err(fail)?;
         }
+        Err(_) if path.exists() => return Err(ServerError::NoSocket(path.into())),
         Err(_) => {}
     }
     // The mask makes the socket private from its first moment on.

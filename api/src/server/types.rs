@@ -207,6 +207,7 @@ pub enum VmState {
 #[serde(deny_unknown_fields)]
 pub struct PartialDrive {
     /// The disk's name.
+    #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub drive_id: String,
     /// Another image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -222,6 +223,7 @@ pub struct PartialDrive {
 #[serde(deny_unknown_fields)]
 pub struct PartialNetworkInterface {
     /// The card's name.
+    #[schema(pattern = "^[A-Za-z0-9_]+$")]
     pub iface_id: String,
     /// Other limits on what the guest receives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -262,6 +264,7 @@ pub enum ActionType {
 #[serde(deny_unknown_fields)]
 pub struct BalloonUpdate {
     /// MiB that the guest is asked to give back.
+    #[schema(maximum = 4_294_967_295_u32)]
     pub amount_mib: u32,
 }
 
@@ -270,6 +273,7 @@ pub struct BalloonUpdate {
 #[serde(deny_unknown_fields)]
 pub struct BalloonStatsUpdate {
     /// Seconds between two looks at the guest's statistics.
+    #[schema(maximum = 65_535)]
     pub stats_polling_interval_s: u16,
 }
 

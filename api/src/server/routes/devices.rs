@@ -1,10 +1,10 @@
 //! Disks, network cards and the balloon, before the guest is started and while it runs.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
-use super::{Body, Shared, ask, fault, same, sentence};
+use super::{Body, Name, Shared, ask, fault, same, sentence};
 use crate::config::Section;
 use crate::config::devices::{Balloon, Drive, NetworkInterface, RateLimiter};
 use crate::server::types::{
@@ -14,11 +14,7 @@ use crate::server::{DriveChange, Request};
 
 /// A disk
 #[utoipa::path(put, path = "/drives/{drive_id}", tag = "devices", params(("drive_id" = String, Path)), request_body = Drive, responses((status = 204), (status = 400, body = Fault)))]
-pub(super) async fn put_drive(
-    State(instance): Shared,
-    Path(id): Path<String>,
-    Body(drive): Body<Drive>,
-) -> Response {
+pub(super) async fn put_drive(State(instance): Shared, Name(id): Name, Body(drive): Body<Drive>) -> Response {
     match same(&id, &drive.drive_id) {
         Ok(()) => ask(instance, Request::Configure(Box::new(Section::Drive(drive)))).await,
         Err(response) => response,
@@ -29,7 +25,7 @@ pub(super) async fn put_drive(
 #[utoipa::path(patch, path = "/drives/{drive_id}", tag = "devices", params(("drive_id" = String, Path)), request_body = PartialDrive, responses((status = 204), (status = 400, body = Fault)))]
 pub(super) async fn patch_drive(
     State(instance): Shared,
-    Path(id): Path<String>,
+    Name(id): Name,
     Body(drive): Body<PartialDrive>,
 ) -> Response {
     if let Err(response) = same(&id, &drive.drive_id) {
@@ -43,7 +39,7 @@ pub(super) async fn patch_drive(
 #[utoipa::path(put, path = "/network-interfaces/{iface_id}", tag = "devices", params(("iface_id" = String, Path)), request_body = NetworkInterface, responses((status = 204), (status = 400, body = Fault)))]
 pub(super) async fn put_net(
     State(instance): Shared,
-    Path(id): Path<String>,
+    Name(id): Name,
     Body(net): Body<NetworkInterface>,
 ) -> Response {
     match same(&id, &net.iface_id) {
@@ -56,7 +52,7 @@ pub(super) async fn put_net(
 #[utoipa::path(patch, path = "/network-interfaces/{iface_id}", tag = "devices", params(("iface_id" = String, Path)), request_body = PartialNetworkInterface, responses((status = 204), (status = 400, body = Fault)))]
 pub(super) async fn patch_net(
     State(instance): Shared,
-    Path(id): Path<String>,
+    Name(id): Name,
     Body(net): Body<PartialNetworkInterface>,
 ) -> Response {
     if let Err(response) = same(&id, &net.iface_id) {

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, State};
+use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http_body_util::BodyExt;
+use hyper::body::Frame;
 use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -86,8 +89,45 @@ pub(super) fn router(instance: Arc<dyn Instance>, limit: usize) -> Router {
         .route("/openapi.json", get(|| async move { Json(document) }))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
-        .layer(DefaultBodyLimit::max(limit))
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(limit, with_whole_body))
         .with_state(instance)
+}
+
+/// Of a body over the limit, so much is read and dropped before it is refused, in bytes.
+const MAX_DROPPED: usize = 16 << 20;
+
+/// Reads the body, of at most `limit` bytes, before anything is answered: the answer would be lost with the connection if what
+/// came was left unread.
+async fn with_whole_body(
+    State(limit): State<usize>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    let (parts, mut body) = request.into_parts();
+    let (mut bytes, mut total) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        match frame.map(Frame::into_data) {
+            Ok(Ok(data)) => {
+                total += data.len();
+                if total <= limit {
+                    bytes.extend_from_slice(&data);
+                } else if total > MAX_DROPPED {
+                    break;
+                }
+            }
+            // Trailers say nothing here.
+            Ok(Err(_)) => {}
+            Err(error) => return fault(format!("The body of the request cannot be read: {error}.")),
+        }
+    }
+    if total > limit {
+        return fault(format!(
+            "The body of the request has more than {limit} bytes, which this server does not take; send less, or start it \
+             with a larger --http-api-max-payload-size."
+        ));
+    }
+    next.run(axum::extract::Request::from_parts(parts, bytes.into())).await
 }
 
 /// A body in JSON. What is wrong with one is told by its field, its value and what to write instead.
@@ -97,13 +137,15 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Response;
 
     async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
-        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
-            BytesRejection::FailedToBufferBody(problem) if problem.status() == StatusCode::PAYLOAD_TOO_LARGE => fault(
-                "The body of the request is larger than this server takes; send less, or start it with a larger \
-                 --http-api-max-payload-size.",
-            ),
-            other => fault(format!("The body of the request cannot be read: {other}.")),
-        })?;
+        let bytes = axum::body::Bytes::from_request(request, state)
+            .await
+            .map_err(|problem| fault(format!("The body of the request cannot be read: {problem}.")))?;
+        // What reads an object takes its fields in a list, too; no client means that.
+        if bytes.trim_ascii_start().starts_with(b"[") {
+            return Err(fault(
+                "An error occurred when deserializing the json body of a request: it is a list; send an object.",
+            ));
+        }
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();
@@ -117,6 +159,19 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             fault(format!("An error occurred when deserializing the json body of a request: {error}."))
         })?;
         Ok(Self(parsed))
+    }
+}
+
+/// The name in a path.
+struct Name(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let name = Path::<String>::from_request_parts(parts, state).await;
+        let wrong = |_| fault(format!("{} has a name that is no text in UTF-8.", parts.uri.path()));
+        name.map(|Path(name)| Self(name)).map_err(wrong)
     }
 }
 
