@@ -11,6 +11,10 @@ use std::thread::{self, JoinHandle};
 
 use mirror::report::{Report, Stamped};
 use thiserror::Error;
+use tracing::Level;
+
+use crate::log;
+use crate::metrics::Meters;
 
 /// Reports that may wait to be written; beyond that they are dropped, and the mirror goes on.
 const WAITING: usize = 128;
@@ -27,6 +31,7 @@ pub struct EventsError {
 pub struct EventLog {
     queue: Mutex<Option<SyncSender<Stamped>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    meters: Arc<Meters>,
 }
 
 impl EventLog {
@@ -45,15 +50,28 @@ impl EventLog {
         let writer = thread::Builder::new().name("events".into()).spawn(move || write(&waiting, file, name));
         let writer = writer
             .map_err(|source| EventsError { path: path.unwrap_or(Path::new("stderr")).into(), source })?;
-        Ok(Arc::new(Self { queue: Mutex::new(Some(queue)), writer: Mutex::new(Some(writer)) }))
+        Ok(Arc::new(Self {
+            queue: Mutex::new(Some(queue)),
+            writer: Mutex::new(Some(writer)),
+            meters: Arc::default(),
+        }))
     }
 
     /// Writes `report`, stamped with the time now, if there is room.
     pub fn tell(&self, report: Report) {
+        let stamped = Stamped::now(report);
+        self.meters.note(&stamped);
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             // Whoever reads too slowly misses some.
-            let _ = queue.try_send(Stamped::now(report));
+            if queue.try_send(stamped).is_err() {
+                self.meters.report_lost();
+            }
         }
+    }
+
+    /// What is counted of them, and of all else.
+    pub fn meters(&self) -> &Arc<Meters> {
+        &self.meters
     }
 
     /// Writes everything that waits; what is told later is dropped.
@@ -68,7 +86,11 @@ impl EventLog {
 
 fn write(waiting: &Receiver<Stamped>, mut file: Option<impl Write>, name: &str) {
     while let Ok(stamped) = waiting.recv() {
-        if let Some(text) = words(&stamped.report) {
+        let text = words(&stamped.report);
+        if log::is_on() {
+            let text = text.unwrap_or_else(|| format!("{:?}", stamped.report));
+            log::tell(importance(&stamped.report), name, &text);
+        } else if let Some(text) = text {
             // A stderr that is gone is no reason to stop.
             let _ = writeln!(io::stderr(), "{name}: {text}");
         }
@@ -80,6 +102,26 @@ fn write(waiting: &Receiver<Stamped>, mut file: Option<impl Write>, name: &str) 
                 file = None;
             }
         }
+    }
+}
+
+/// How important a report is to whoever reads the log.
+fn importance(report: &Report) -> Level {
+    match report {
+        Report::PrimaryLost { .. }
+        | Report::StandbyLost { .. }
+        | Report::Frozen { .. }
+        | Report::Failed { .. }
+        | Report::Refused { .. } => Level::ERROR,
+        Report::Unprotected { .. }
+        | Report::Solo { .. }
+        | Report::AwaitingPromotion { .. }
+        | Report::WitnessSilent { .. }
+        | Report::SwitchoverFailed { .. }
+        | Report::DetachFailed { .. } => Level::WARN,
+        Report::RoundStarted { .. } => Level::DEBUG,
+        Report::RoundProgress { .. } | Report::Committed { .. } => Level::TRACE,
+        _ => Level::INFO,
     }
 }
 
@@ -105,8 +147,8 @@ pub fn words(report: &Report) -> Option<String> {
         Report::DetachFailed { reason } => format!("the standby is not detached: {reason}"),
         Report::Protected { epoch } => format!("the guest is protected from epoch {epoch} on"),
         Report::Unprotected { reason } => format!("the guest goes on WITHOUT PROTECTION: {reason}"),
-        Report::StandbyLost { reason } => format!("the standby is lost: {reason}"),
-        Report::PrimaryLost { reason, epoch } => {
+        Report::StandbyLost { reason, .. } => format!("the standby is lost: {reason}"),
+        Report::PrimaryLost { reason, epoch, .. } => {
             format!("the primary is lost: {reason}; the last complete epoch is {epoch}")
         }
         Report::Refused { reason } => format!("the guest is not run here: {reason}"),

@@ -86,6 +86,7 @@ pub(crate) fn run_on(
         let _ = asked.send(Ok(()));
     }
     let status = run.carry_out(stage, &beginning, &options.id);
+    stage.flush_metrics();
     run.events.close();
     Ok(status)
 }
@@ -300,6 +301,7 @@ impl Run {
         watch.begin();
         let taken = machine.snapshot(request, &mut progress);
         watch.end();
+        self.events.meters().snapshot(request.kind, taken.as_ref().ok());
         taken.map(drop).map_err(|error| error.to_string())
     }
 

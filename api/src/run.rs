@@ -30,6 +30,9 @@ pub enum RunError {
     /// The events.
     #[error(transparent)]
     Events(#[from] EventsError),
+    /// Messages or metrics cannot go where they are to go.
+    #[error("{0}")]
+    Operator(String),
     /// The API has not been told enough.
     #[error("{0}")]
     Unfinished(String),
@@ -67,9 +70,9 @@ impl RunError {
     /// The exit status that tells of it.
     pub fn status(&self) -> ExitStatus {
         match self {
-            Self::Config(_) | Self::Create(CreateError::Config(_) | CreateError::Template(_)) => {
-                ExitStatus::Config
-            }
+            Self::Config(_)
+            | Self::Operator(_)
+            | Self::Create(CreateError::Config(_) | CreateError::Template(_)) => ExitStatus::Config,
             Self::Create(CreateError::Host(_))
             | Self::Restore(RestoreError::Create(CreateError::Host(_))) => ExitStatus::Unavailable,
             Self::Load(MachineError::Boot(_)) => ExitStatus::NoKernel,
@@ -89,7 +92,7 @@ pub fn run(options: &RunOptions) -> Result<ExitStatus, RunError> {
     let config = Config::finish(config_file, draft.clone())?;
     let ready = Ready::new(config)?;
     let Some(mut stage) = Stage::open(&options.instance)? else { return Ok(ExitStatus::Interrupted) };
-    stage.configure(draft);
+    stage.configure(draft)?;
     run_on(&mut stage, ready, &options.instance, None)
 }
 

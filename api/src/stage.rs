@@ -13,6 +13,8 @@ use crate::cli::InstanceOptions;
 use crate::config::{Draft, MirrorUpdate, Section};
 use crate::events::EventLog;
 use crate::guest::StartsMirrored;
+use crate::log;
+use crate::metrics::{self, Meters};
 use crate::process;
 use crate::run::RunError;
 use crate::server::types::{BalloonStats, Progress};
@@ -128,11 +130,45 @@ struct Seat {
     draft: Mutex<Draft>,
     guest: OnceLock<RunningGuest>,
     happen: Sender<Happening>,
+    meters: Arc<Meters>,
 }
 
 impl Seat {
     fn configure(&self, section: Section) -> Result<(), String> {
-        lock(&self.draft).put(section).map_err(|(field, reason)| format!("{field}: {reason}"))
+        let mut draft = lock(&self.draft);
+        let mut next = draft.clone();
+        let watched = matches!(section, Section::Logger(_) | Section::Metrics(_));
+        next.put(section).map_err(|(field, reason)| format!("{field}: {reason}"))?;
+        if watched {
+            self.open(&next, &draft)?;
+        }
+        *draft = next;
+        Ok(())
+    }
+
+    /// Opens what `next` says that messages and metrics go to, as far as `before` does not say the same.
+    fn open(&self, next: &Draft, before: &Draft) -> Result<(), String> {
+        if let Some(logger) = next.logger.as_ref().filter(|_| next.logger != before.logger) {
+            log::configure(logger, &self.id).map_err(|error| error.to_string())?;
+        }
+        if let Some(section) = next.metrics.as_ref().filter(|_| next.metrics != before.metrics) {
+            self.meters.write_to(section)?;
+        }
+        Ok(())
+    }
+
+    /// Has `request` done, which is possible now.
+    fn answer(&self, request: Request, guest: Option<&RunningGuest>) -> Result<(), String> {
+        match (request, guest) {
+            (Request::Configure(section), _) => self.configure(*section),
+            (Request::Attach(section), None) => self.configure(Section::Mirror(*section)),
+            (Request::Failover, _) => {
+                Err("this side runs its guest; a failover is asked of the standby, when its primary is lost"
+                    .into())
+            }
+            (request, None) => self.order(request),
+            (request, Some(guest)) => self.change(guest, request),
+        }
     }
 
     /// Lets the main thread do it, and waits for the answer.
@@ -171,6 +207,7 @@ impl Seat {
                 }
                 Ok(())
             }
+            Request::FlushMetrics => self.meters.flush(self),
             Request::Detach => guest.notifier()?.detach(),
             Request::Retune(update) => self.retune(guest, update),
             Request::CtrlAltDel => {
@@ -221,6 +258,14 @@ impl Instance for Seat {
         self.guest.get()?.status()
     }
 
+    fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    fn guest(&self) -> Option<DeviceLimits> {
+        self.guest.get().map(|guest| guest.limits.clone())
+    }
+
     fn snapshot_progress(&self) -> Option<Progress> {
         let (began, done, pages) = (*lock(&self.guest.get()?.snapshot.progress))?;
         Some(Progress { done, pages, elapsed_ms: began.elapsed().as_millis() as u64 })
@@ -233,16 +278,8 @@ impl Instance for Seat {
     fn ask(&self, request: Request) -> Result<(), String> {
         let guest = self.guest.get();
         request.check(guest.is_some())?;
-        match (request, guest) {
-            (Request::Configure(section), _) => self.configure(*section),
-            (Request::Attach(section), None) => self.configure(Section::Mirror(*section)),
-            (Request::Failover, _) => {
-                Err("this side runs its guest; a failover is asked of the standby, when its primary is lost"
-                    .into())
-            }
-            (request, None) => self.order(request),
-            (request, Some(guest)) => self.change(guest, request),
-        }
+        let kind = request.clone();
+        self.meters.time(&kind, || self.answer(request, guest))
     }
 
     fn switchover(&self) -> Result<Duration, String> {
@@ -282,6 +319,7 @@ impl Stage {
             draft: Mutex::default(),
             guest: OnceLock::new(),
             happen: happen.clone(),
+            meters: Arc::clone(events.meters()),
         });
         Ok(Some(Self { events, happen, happenings, ending, seat, server: None }))
     }
@@ -292,8 +330,13 @@ impl Stage {
     }
 
     /// Takes over what is configured.
-    pub(crate) fn configure(&self, draft: Draft) {
+    ///
+    /// # Errors
+    /// Messages or metrics cannot go where it says.
+    pub(crate) fn configure(&self, draft: Draft) -> Result<(), RunError> {
+        self.seat.open(&draft, &Draft::default()).map_err(RunError::Operator)?;
         *lock(&self.seat.draft) = draft;
+        Ok(())
     }
 
     /// Notes how the guest is mirrored now.
@@ -305,6 +348,14 @@ impl Stage {
     pub(crate) fn seat(&self, guest: RunningGuest) {
         // There is one guest.
         let _ = self.seat.guest.set(guest);
+        metrics::write_regularly(Arc::downgrade(&self.seat));
+    }
+
+    /// The last line of metrics.
+    pub(crate) fn flush_metrics(&self) {
+        if let Err(reason) = self.seat.meters.flush(&*self.seat) {
+            tracing::error!("{reason}");
+        }
     }
 
     /// Serves the API on `path`, if there is one and it is not served yet.

@@ -1,8 +1,8 @@
 //! `understudy standby`: holds the mirror of a guest and takes over when its primary dies.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,13 +13,16 @@ use mirror::shell::standby::{self, Handle, Options, ServeError};
 use mirror::witness::FileWitness;
 use thiserror::Error;
 use uuid::Uuid;
-use vmm::{Exit, Host, HostError, HostResources, StandbyHost};
+use vmm::{DeviceLimits, Exit, Host, HostError, HostResources, StandbyHost};
 
 use crate::cli::StandbyOptions;
-use crate::config::Draft;
+use crate::config::operator::Logger;
+use crate::config::{Draft, Section};
 use crate::events::{EventLog, EventsError};
 use crate::exit::ExitStatus;
 use crate::guest::exit_status;
+use crate::log;
+use crate::metrics::{self, Meters};
 use crate::process;
 use crate::server::types::BalloonStats;
 use crate::server::{
@@ -69,6 +72,8 @@ enum Happening {
 /// What the API tells about.
 struct StandingBy {
     name: String,
+    meters: Arc<Meters>,
+    logger: Mutex<Logger>,
     handle: Handle<StandbyHost>,
 }
 
@@ -87,12 +92,49 @@ impl Instance for StandingBy {
         Some(MirrorStatus::Standby(Box::new(self.handle.status())))
     }
 
+    fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    fn guest(&self) -> Option<DeviceLimits> {
+        self.handle.with_machine(|host| host.machine().map(|machine| machine.device_limits()))
+    }
+
     fn balloon_statistics(&self) -> Result<BalloonStats, String> {
         Err(NOT_HERE.into())
     }
 
     fn ask(&self, request: Request) -> Result<(), String> {
-        let Request::Failover = request else { return Err(NOT_HERE.into()) };
+        match request {
+            Request::Failover => self.promote(),
+            Request::FlushMetrics => self.meters.flush(self),
+            Request::Configure(section) => self.configure(*section),
+            _ => Err(NOT_HERE.into()),
+        }
+    }
+
+    fn switchover(&self) -> Result<Duration, String> {
+        Err("this side mirrors no guest that it could hand over; ask its primary".into())
+    }
+}
+
+impl StandingBy {
+    /// What is this side's own to configure.
+    fn configure(&self, section: Section) -> Result<(), String> {
+        match section {
+            Section::Logger(logger) => {
+                let mut current = self.logger.lock().unwrap_or_else(PoisonError::into_inner);
+                let logger = logger.over(Some(current.clone()));
+                log::configure(&logger, &self.name).map_err(|error| error.to_string())?;
+                *current = logger;
+                Ok(())
+            }
+            Section::Metrics(section) => self.meters.write_to(&section),
+            _ => Err(NOT_HERE.into()),
+        }
+    }
+
+    fn promote(&self) -> Result<(), String> {
         let before = self.handle.status();
         if before.phase != "orphaned" {
             return Err(format!(
@@ -106,10 +148,6 @@ impl Instance for StandingBy {
             return Ok(());
         }
         Err(format!("the guest is not run here: this side is {}; its messages say why", after.phase))
-    }
-
-    fn switchover(&self) -> Result<Duration, String> {
-        Err("this side mirrors no guest that it could hand over; ask its primary".into())
     }
 }
 
@@ -147,14 +185,19 @@ pub fn standby(options: &StandbyOptions) -> Result<ExitStatus, StandbyError> {
     });
     let handle =
         standby::serve(listener, machine, console, Options { name: name.clone(), witness }, watcher)?;
-    let instance = StandingBy { name, handle: handle.clone() };
+    let meters = Arc::clone(events.meters());
+    let instance = Arc::new(StandingBy { name, meters, logger: Mutex::default(), handle: handle.clone() });
+    metrics::write_regularly(Arc::downgrade(&instance));
     let server = options
         .api_sock
         .as_deref()
-        .map(|path| Server::start(path, Arc::new(instance), MAX_BODY))
+        .map(|path| Server::start(path, Arc::<StandingBy>::clone(&instance), MAX_BODY))
         .transpose()?;
 
     let status = watch(&happenings, options.once, &handle, &events);
+    if let Err(reason) = instance.meters.flush(&*instance) {
+        tracing::error!("{reason}");
+    }
     handle.stop();
     events.close();
     drop(server);

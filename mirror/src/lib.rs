@@ -8,6 +8,7 @@
 pub mod console;
 pub mod digest;
 pub mod dirty;
+pub mod figures;
 pub mod guest;
 pub mod ids;
 pub mod link;

@@ -87,6 +87,12 @@ pub enum Report {
         commit_us: u64,
         /// Position up to which output may leave.
         released: u64,
+        /// Microseconds for which the first output of the epoch was held, as far as the driver saw it; `None` without output.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held_us: Option<u64>,
+        /// Whether it did not fit staging, so that its pause had to wait for the link.
+        #[serde(default)]
+        stalled: bool,
     },
     /// The standby can take over from now on.
     Protected {
@@ -102,6 +108,9 @@ pub enum Report {
     StandbyLost {
         /// How that was noticed.
         reason: String,
+        /// Microseconds since its last sign of life.
+        #[serde(default)]
+        silent_us: u64,
     },
     /// The primary is lost.
     PrimaryLost {
@@ -109,6 +118,9 @@ pub enum Report {
         reason: String,
         /// The last complete epoch.
         epoch: Epoch,
+        /// Microseconds since its last sign of life.
+        #[serde(default)]
+        silent_us: u64,
     },
     /// The standby does not run the guest.
     Refused {

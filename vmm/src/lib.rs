@@ -36,3 +36,4 @@ pub use platform::{AttachError, DeviceCreateError, MAX_VIRTIO_DEVICES, MmioWindo
 pub use standby::StandbyHost;
 pub use state::{MachineState, StateError};
 pub use update::{BalloonFigures, ChangeImageError, DeviceLimits};
+pub use vcpu::ExitCounters;

@@ -8,11 +8,12 @@ use devices::rate_limiter::RateLimiterConfig;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockError};
 use devices::virtio::net::Net;
+use devices::virtio::{DeviceCounters, VirtioSlot};
 use thiserror::Error;
 
 use crate::config::{DevicesConfig, UnknownDevice};
 use crate::machine::Machine;
-use crate::vcpu::Shared;
+use crate::vcpu::{ExitCounters, Shared};
 
 /// Why a disk keeps the image that it has.
 #[derive(Debug, Error)]
@@ -48,6 +49,19 @@ pub struct BalloonFigures {
 }
 
 impl DeviceLimits {
+    /// What the disks, the cards and the socket device have done so far, by their names. Takes no lock.
+    pub fn counters(&self) -> Vec<(String, DeviceCounters)> {
+        let names = self.drives.iter().chain(&self.nets).map(String::as_str).chain(["vsock"]);
+        let counted = |(slot, name): (&VirtioSlot, &str)| (name.to_owned(), slot.counters().clone());
+        let all = self.shared.platform.virtio.slots().iter().zip(names).map(counted);
+        all.filter(|(_, counters)| !matches!(counters, DeviceCounters::None)).collect()
+    }
+
+    /// How often vCPUs have left the guest so far, by reason. Takes no lock.
+    pub fn exits(&self) -> &ExitCounters {
+        &self.shared.exits
+    }
+
     pub(crate) fn new(shared: &Arc<Shared>, devices: &DevicesConfig) -> Self {
         Self {
             shared: Arc::clone(shared),

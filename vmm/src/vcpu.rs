@@ -4,6 +4,7 @@ use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use devices::virtio::counters::Counter;
 use kvm_bindings::{KVM_EXIT_IO_OUT, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use mirror::console::Console;
@@ -29,6 +30,19 @@ pub(crate) struct Vcpu {
     pub(crate) failed: Mutex<Option<VcpuStateError>>,
 }
 
+/// How often vCPUs have left the guest for the VMM.
+#[derive(Debug, Default)]
+pub struct ExitCounters {
+    /// To read from a port.
+    pub port_in: Counter,
+    /// To write to a port.
+    pub port_out: Counter,
+    /// To read from a device's registers.
+    pub mmio_read: Counter,
+    /// To write to a device's registers.
+    pub mmio_write: Counter,
+}
+
 /// What all vCPU threads share.
 pub(crate) struct Shared {
     pub(crate) vcpus: Vec<Vcpu>,
@@ -37,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) console: Arc<Console>,
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) exit: ExitHandle,
+    pub(crate) exits: ExitCounters,
     pub(crate) tsc_control: bool,
     /// Who provides pages of memory that are missing still. Behind the devices: they may need it to the end.
     pub(crate) pager: Option<Arc<Pager>>,
@@ -89,14 +104,22 @@ impl Shared {
         loop {
             while !self.console.has_room() && !member.wait_to_leave(ROOM_POLL) {}
             match fd.run() {
-                Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
+                Ok(exit @ (VcpuExit::IoIn(..) | VcpuExit::IoOut(..))) => {
+                    let out = matches!(exit, VcpuExit::IoOut(..));
+                    if out { &self.exits.port_out } else { &self.exits.port_in }.add(1);
                     self.port_io(fd.get_kvm_run());
                     if let Some(exit) = self.platform.take_request() {
                         self.end(exit);
                     }
                 }
-                Ok(VcpuExit::MmioRead(address, data)) => self.platform.mmio.read(address, data),
-                Ok(VcpuExit::MmioWrite(address, data)) => self.platform.mmio.write(address, data),
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    self.exits.mmio_read.add(1);
+                    self.platform.mmio.read(address, data);
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    self.exits.mmio_write.add(1);
+                    self.platform.mmio.write(address, data);
+                }
                 Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
                 Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
                     return self.end(Exit::Shutdown);

@@ -129,7 +129,7 @@ impl Draft {
             Section::Balloon(balloon) => next.balloon = Some(balloon),
             Section::Console(console) => next.console = Some(console),
             Section::Cpu(cpu) => next.cpu_config = Some(CpuSource::Template(cpu)),
-            Section::Logger(logger) => next.logger = Some(logger),
+            Section::Logger(logger) => next.logger = Some(logger.over(next.logger.take())),
             Section::Metrics(metrics) => next.metrics = Some(metrics),
             Section::Serial(serial) => next.serial = Some(serial),
             Section::Mirror(mirror) => next.mirror = Some(mirror),

@@ -27,6 +27,35 @@ pub struct Logger {
     /// Only messages of this module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
+    /// How messages are written; not Firecracker's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<LogFormat>,
+}
+
+impl Logger {
+    /// This, and what it leaves out as `before` has it.
+    #[must_use]
+    pub fn over(self, before: Option<Self>) -> Self {
+        let before = before.unwrap_or_default();
+        Self {
+            log_path: self.log_path.or(before.log_path),
+            level: self.level.or(before.level),
+            show_level: self.show_level.or(before.show_level),
+            show_log_origin: self.show_log_origin.or(before.show_log_origin),
+            module: self.module.or(before.module),
+            format: self.format.or(before.format),
+        }
+    }
+}
+
+/// How messages are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum LogFormat {
+    /// As Firecracker does.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
 }
 
 /// How important a message is.

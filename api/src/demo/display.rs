@@ -168,7 +168,7 @@ mod tests {
                 micros: 99_990_000,
                 dirtied: 999_999,
             },
-            Report::PrimaryLost { reason: "x".repeat(100), epoch: Epoch(1 << 40) },
+            Report::PrimaryLost { reason: "x".repeat(100), epoch: Epoch(1 << 40), silent_us: 0 },
         ];
         for report in reports {
             let line = format!("{:>8.3} s  primary: {}", 100.0, short(&report).unwrap());

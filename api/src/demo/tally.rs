@@ -73,7 +73,7 @@ impl Tally {
                 self.active = Some((at_us, *epoch, *term, *output_start));
             }
             Report::Refused { reason } => self.refused = Some(reason.clone()),
-            Report::Unprotected { reason } | Report::StandbyLost { reason } => {
+            Report::Unprotected { reason } | Report::StandbyLost { reason, .. } => {
                 self.unprotected = Some(reason.clone());
             }
             Report::Failed { reason } => self.failed = Some(reason.clone()),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use thiserror::Error;
+use vmm::DeviceLimits;
 
 pub mod firecracker;
 mod request;
@@ -23,6 +24,7 @@ use types::{BalloonStats, Progress};
 pub use types::{InstanceInfo, InstanceState, MirrorStatus, Switchover, Version};
 
 use crate::config::Draft;
+use crate::metrics::Meters;
 
 /// Longest body that is taken unless the command line says otherwise, in bytes; Firecracker's.
 pub const MAX_BODY: usize = 51_200;
@@ -37,6 +39,14 @@ pub trait Instance: Send + Sync {
 
     /// How its mirror is; `None` if there is none.
     fn mirror(&self) -> Option<MirrorStatus>;
+
+    /// What its process counts.
+    fn meters(&self) -> &Meters;
+
+    /// The guest that it has, for what its devices count; `None` if there is none.
+    fn guest(&self) -> Option<DeviceLimits> {
+        None
+    }
 
     /// How far the snapshot is that is being taken; `None` if there is none.
     fn snapshot_progress(&self) -> Option<Progress> {

@@ -3,7 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::client::{self, ClientError};
 
-struct Unmirrored;
+#[derive(Default)]
+struct Unmirrored(Meters);
 
 impl Instance for Unmirrored {
     fn info(&self) -> InstanceInfo {
@@ -16,6 +17,10 @@ impl Instance for Unmirrored {
 
     fn mirror(&self) -> Option<MirrorStatus> {
         None
+    }
+
+    fn meters(&self) -> &Meters {
+        &self.0
     }
 
     fn balloon_statistics(&self) -> Result<BalloonStats, String> {
@@ -34,7 +39,7 @@ impl Instance for Unmirrored {
 fn server() -> (tempfile::TempDir, PathBuf, Server) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
-    let server = Server::start(&path, Arc::new(Unmirrored), MAX_BODY).unwrap();
+    let server = Server::start(&path, Arc::new(Unmirrored::default()), MAX_BODY).unwrap();
     (folder, path, server)
 }
 
@@ -74,10 +79,13 @@ fn socket_is_private_and_goes_with_the_server() {
 #[test]
 fn socket_in_use_is_refused_and_one_left_behind_is_replaced() {
     let (folder, path, _server) = server();
-    assert!(matches!(Server::start(&path, Arc::new(Unmirrored), MAX_BODY), Err(ServerError::InUse(_))));
+    assert!(matches!(
+        Server::start(&path, Arc::new(Unmirrored::default()), MAX_BODY),
+        Err(ServerError::InUse(_))
+    ));
 
     let left_behind = folder.path().join("old.sock");
     drop(UnixListener::bind(&left_behind).unwrap());
-    let _server = Server::start(&left_behind, Arc::new(Unmirrored), MAX_BODY).unwrap();
+    let _server = Server::start(&left_behind, Arc::new(Unmirrored::default()), MAX_BODY).unwrap();
     client::get::<InstanceInfo>(&left_behind, "/").unwrap();
 }

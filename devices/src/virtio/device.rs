@@ -7,6 +7,7 @@ use thiserror::Error;
 use virtio_bindings::{virtio_config, virtio_ids};
 use vmm_sys_util::epoll::EventSet;
 
+use super::counters::DeviceCounters;
 use super::held::OutputPolicy;
 use super::queue::{QueueError, VirtQueue};
 use super::slot::RestoreError;
@@ -61,6 +62,11 @@ pub struct Source {
 pub trait VirtioDevice: Any + Send {
     /// What it is.
     fn device_type(&self) -> DeviceType;
+
+    /// What it counts, always the same.
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::None
+    }
 
     /// The most descriptors of each queue, each a power of two.
     fn queue_sizes(&self) -> &[u16];

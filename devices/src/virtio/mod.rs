@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
+pub mod counters;
 pub mod device;
 pub mod held;
 pub mod interrupt;
@@ -31,6 +32,7 @@ use vm_memory::bitmap::AtomicBitmap;
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 
 pub use chain::{Buffer, Chain, ChainError};
+pub use counters::DeviceCounters;
 pub use device::{DeviceError, DeviceType, Source, VirtioDevice};
 pub use held::{Held, OutputPolicy};
 pub use interrupt::Interrupt;

@@ -10,6 +10,7 @@ use virtio_bindings::{virtio_config, virtio_ring};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::block::BlockError;
+use super::counters::DeviceCounters;
 use super::device::{DeviceError, DeviceType, Source, VERSION_1, VirtioDevice};
 use super::held::OutputPolicy;
 use super::queue::{Doorbell, QueueError, RingState, VirtQueue};
@@ -62,6 +63,7 @@ pub struct VirtioSlot {
     ram: Arc<GuestRam>,
     interrupt: Interrupt,
     doorbells: Arc<[EventFd]>,
+    counters: DeviceCounters,
     device_type: DeviceType,
     features: u64,
     queue_sizes: Arc<[u16]>,
@@ -81,6 +83,7 @@ impl VirtioSlot {
         let doorbell = |_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let doorbells = (0..queue_sizes.len()).map(doorbell).collect::<io::Result<_>>()?;
         Ok(Self {
+            counters: device.counters(),
             device_type: device.device_type(),
             features: device.features() | COMMON_FEATURES,
             core: Arc::new(Mutex::new(Core { device, queues: Vec::new(), fault: None })),
@@ -94,6 +97,11 @@ impl VirtioSlot {
     /// What it is.
     pub fn device_type(&self) -> DeviceType {
         self.device_type
+    }
+
+    /// What it counts: read without its lock.
+    pub fn counters(&self) -> &DeviceCounters {
+        &self.counters
     }
 
     /// Its interrupt.

@@ -574,7 +574,8 @@ impl Primary {
 
     fn decide(&mut self, reason: String, actions: &mut Vec<Action>) {
         self.phase = Phase::Deciding;
-        actions.push(Action::Report(Report::StandbyLost { reason }));
+        let silent_us = self.now.saturating_sub(self.heard).as_micros() as u64;
+        actions.push(Action::Report(Report::StandbyLost { reason, silent_us }));
         self.ask_witness(actions);
     }
 

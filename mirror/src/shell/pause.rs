@@ -52,6 +52,8 @@ pub(super) struct EpochInFlight {
     pub(super) stalled: bool,
     /// Position after its output.
     pub(super) output_end: u64,
+    /// Since when the first of its output waits, if it has any.
+    pub(super) output_since: Option<Instant>,
 }
 
 impl EpochInFlight {
@@ -69,6 +71,7 @@ impl EpochInFlight {
             resumed: Instant::now(),
             stalled: false,
             output_end: 0,
+            output_since: None,
         }
     }
 

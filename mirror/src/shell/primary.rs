@@ -347,6 +347,8 @@ struct Driver<G> {
     flight: EpochInFlight,
     /// Position up to which the standby knows the output.
     output_known: Option<u64>,
+    /// Since when output waits that no epoch knows of, as far as was looked.
+    output_since: Option<Instant>,
     quiesce: Option<Sender<Epoch>>,
     quiesced: bool,
     /// The guest does not go on after a pause.
@@ -405,6 +407,7 @@ impl<G: Guest + 'static> Driver<G> {
             flight: EpochInFlight::new(pages, options.staging_pages),
             options,
             output_known: None,
+            output_since: None,
             quiesce: None,
             quiesced: false,
             standing: false,
@@ -489,7 +492,11 @@ impl<G: Guest + 'static> Driver<G> {
         match dirty {
             Ok(dirty) => {
                 let (produced, released) = (self.console.produced(), self.console.written());
-                self.feed(Event::Tick { produced, released, waits: self.guest.output_waits(), dirty });
+                let waits = self.guest.output_waits();
+                if self.output_since.is_none() && (waits || produced > self.flight.output_end) {
+                    self.output_since = Some(Instant::now());
+                }
+                self.feed(Event::Tick { produced, released, waits, dirty });
             }
             Err(error) => {
                 self.feed(Event::Failed { reason: format!("the dirty log cannot be read: {error}") });
@@ -534,6 +541,8 @@ impl<G: Guest + 'static> Driver<G> {
                 return Ok(Some(Event::Harvested { pages: self.dirty.count() }));
             }
             Action::Hold => {
+                // What was said before has left.
+                self.output_since = None;
                 self.console.hold();
                 self.guest.hold_output();
             }
@@ -643,6 +652,7 @@ impl<G: Guest + 'static> Driver<G> {
             keep_paused,
         )?;
         self.quiesced = keep_paused && !self.standing;
+        self.flight.output_since = self.output_since.take();
         Ok(Event::Staged { output_end: self.flight.output_end })
     }
 
@@ -670,6 +680,8 @@ impl<G: Guest + 'static> Driver<G> {
             pause: self.flight.pause,
             commit_us,
             released: output_end,
+            held_us: self.flight.output_since.take().map(|since| since.elapsed().as_micros() as u64),
+            stalled: self.flight.stalled,
         });
         // A question that came after this epoch's pause is answered by the next.
         if self.quiesced

@@ -590,7 +590,8 @@ impl Standby {
         // What has arrived of an epoch that was not committed was never seen by anyone.
         allocation.inbox = Inbox::default();
         let (epoch, guid, expected) = (allocation.epoch, allocation.guid, allocation.term);
-        actions.push(Action::Report(Report::PrimaryLost { reason, epoch }));
+        let silent_us = self.now.saturating_sub(allocation.heard).as_micros() as u64;
+        actions.push(Action::Report(Report::PrimaryLost { reason, epoch, silent_us }));
         if epoch == Epoch::NONE {
             actions.push(Action::Report(Report::Refused {
                 reason: "there is no complete epoch: the primary was lost while seeding, and a guest is never run from a part of its memory".into(),

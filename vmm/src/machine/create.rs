@@ -25,7 +25,7 @@ use crate::msrs::{MsrBuffer, MsrError};
 use crate::platform::{DevicesCapture, Platform, PlatformError};
 use crate::processor::Processor;
 use crate::snapshot::take::SnapshotTracking;
-use crate::vcpu::{Shared, Vcpu};
+use crate::vcpu::{ExitCounters, Shared, Vcpu};
 use crate::vcpu_state::{VcpuCapture, VcpuStateError};
 use crate::vm_state::VmCapture;
 
@@ -143,6 +143,7 @@ impl Machine {
             ram: Arc::clone(memory.ram()),
             exit,
             tsc_control: host.tsc_control(),
+            exits: ExitCounters::default(),
             pager: memory.pager().cloned(),
         });
         let mut machine = Self {

@@ -20,10 +20,12 @@ use utoipa_axum::routes;
 use super::firecracker::why_missing;
 use super::types::Fault;
 use super::{Instance, Request};
+use crate::metrics::count_requests;
 
 mod configuration;
 mod devices;
 mod machine;
+mod metrics;
 mod mirror;
 mod snapshot;
 
@@ -43,7 +45,8 @@ type Shared = State<Arc<dyn Instance>>;
         (name = "configuration", description = "What to run, before it runs"),
         (name = "devices", description = "Devices, also while the guest runs"),
         (name = "snapshot", description = "The guest in files"),
-        (name = "mirror", description = "The guest's standby")
+        (name = "mirror", description = "The guest's standby"),
+        (name = "metrics", description = "Figures")
     )
 )]
 struct Description;
@@ -73,6 +76,7 @@ fn everything() -> OpenApiRouter<Arc<dyn Instance>> {
         .routes(routes!(mirror::status, mirror::attach, mirror::retune, mirror::detach))
         .routes(routes!(mirror::switchover))
         .routes(routes!(mirror::failover))
+        .routes(routes!(metrics::prometheus))
 }
 
 /// The OpenAPI document, in JSON.
@@ -91,6 +95,7 @@ pub(super) fn router(instance: Arc<dyn Instance>, limit: usize) -> Router {
         .method_not_allowed_fallback(unknown)
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(limit, with_whole_body))
+        .layer(middleware::from_fn_with_state(Arc::clone(&instance), count_requests))
         .with_state(instance)
 }
 

@@ -37,6 +37,7 @@ use self::engine::{Done, Engine, Job, Pool, Ring};
 use self::image::Image;
 use self::request::{ID_LEN, Limits, MAX_SPAN, Operation, Request, SECTOR, Status};
 use super::chain::Chain;
+use super::counters::{BlockCounters, DeviceCounters};
 use super::device::{DeviceError, DeviceType, Source, VirtioDevice, read_config};
 use super::held::{Held, OutputPolicy};
 use super::queue::VirtQueue;
@@ -109,6 +110,7 @@ pub struct Block {
     under_way: Vec<u16>,
     done: VecDeque<Done>,
     limiter: RateLimiter,
+    counters: Arc<BlockCounters>,
 }
 
 impl Block {
@@ -136,6 +138,7 @@ impl Block {
             under_way: Vec::with_capacity(QUEUE_SIZE.into()),
             done: VecDeque::new(),
             limiter,
+            counters: Arc::default(),
         };
         this.write_config_space();
         Ok(this)
@@ -209,7 +212,11 @@ impl Block {
                 queue.come_back();
                 return Ok(());
             }
-            if !queue.listen()? || !self.limiter.may_take_now() {
+            if !queue.listen()? {
+                return Ok(());
+            }
+            if !self.limiter.may_take_now() {
+                self.counters.limited.add(1);
                 return Ok(());
             }
         }
@@ -229,7 +236,10 @@ impl Block {
                 chain.write(0, &self.id);
                 answer(&chain, Status::Ok, ID_LEN as u32, queue)?;
             }
-            Request::Refused(status) => answer(&chain, status, 0, queue)?,
+            Request::Refused(status) => {
+                self.counters.errors.add(1);
+                answer(&chain, status, 0, queue)?;
+            }
         }
         Ok(())
     }
@@ -254,6 +264,7 @@ impl Block {
             if let Some(index) = self.under_way.iter().position(|&head| head == chain.head()) {
                 self.under_way.remove(index);
             }
+            self.count(operation, result.is_ok());
             let status = match &result {
                 Ok(()) => Status::Ok,
                 Err(cause) if cause.raw_os_error() == Some(libc::EOPNOTSUPP) => Status::Unsupported,
@@ -266,6 +277,23 @@ impl Block {
             answer(&chain, status, read, queue)?;
         }
         Ok(())
+    }
+
+    fn count(&self, operation: Operation, done: bool) {
+        let counters = &self.counters;
+        match operation {
+            _ if !done => counters.errors.add(1),
+            Operation::Read { len, .. } => {
+                counters.reads.add(1);
+                counters.read_bytes.add(len.into());
+            }
+            Operation::Write { len, .. } => {
+                counters.writes.add(1);
+                counters.written_bytes.add(len.into());
+            }
+            Operation::Flush => counters.flushes.add(1),
+            Operation::Discard { .. } | Operation::Zero { .. } => counters.discards.add(1),
+        }
     }
 
     /// Everything that the device can do now.
@@ -340,6 +368,10 @@ fn name(id: &str) -> [u8; ID_LEN] {
 impl VirtioDevice for Block {
     fn device_type(&self) -> DeviceType {
         DeviceType::Block
+    }
+
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::Block(Arc::clone(&self.counters))
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -374,3 +374,33 @@ fn images_that_cannot_be_used_are_refused_by_name() {
     fs::write(&odd, [0; 513]).unwrap();
     assert!(error(&odd).contains("513 bytes"));
 }
+
+#[test]
+fn requests_are_counted_with_their_bytes_and_failures() {
+    let image = image();
+    let mut driver = Driver::start(device(&config(image.path(), EngineKind::Auto)), 0);
+    let DeviceCounters::Block(counters) = driver.mmio.slot().counters().clone() else { panic!("no disk") };
+    carry_out(&mut driver, WRITE, 8, &[7; 1024], 0);
+    carry_out(&mut driver, READ, 0, &[], 512);
+    carry_out(&mut driver, READ, 0, &[], 4096);
+    carry_out(&mut driver, FLUSH, 0, &[], 0);
+    carry_out(&mut driver, READ, 1 << 40, &[], 512);
+
+    assert_eq!((counters.writes.get(), counters.written_bytes.get()), (1, 1024));
+    assert_eq!((counters.reads.get(), counters.read_bytes.get()), (2, 4608));
+    assert_eq!((counters.flushes.get(), counters.errors.get(), counters.limited.get()), (1, 1, 0));
+}
+
+#[test]
+fn waiting_for_the_limiter_is_counted() {
+    let image = image();
+    let bucket = TokenBucketConfig { size: 1, one_time_burst: 0, refill_time: 60_000 };
+    let limits = Some(RateLimiterConfig { ops: Some(bucket), ..RateLimiterConfig::default() });
+    let disk = device(&BlockConfig { limits, ..config(image.path(), EngineKind::Auto) });
+    let mut driver = Driver::start(disk, 0);
+    let DeviceCounters::Block(counters) = driver.mmio.slot().counters().clone() else { panic!("no disk") };
+    carry_out(&mut driver, READ, 0, &[], 512);
+    driver.add(0, &[&header(READ, 0)], &[512, 1]);
+    driver.ring(0);
+    assert_eq!((counters.reads.get(), counters.limited.get() > 0), (1, true));
+}

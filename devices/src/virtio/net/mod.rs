@@ -14,6 +14,7 @@ mod tests;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,7 @@ use self::control::Command;
 use self::receive::{MAX_FRAME, Pause, Receiver};
 use self::tap::{Tap, offload};
 use super::chain::Chain;
+use super::counters::{DeviceCounters, NetCounters};
 use super::device::{DeviceError, DeviceType, Source, VirtioDevice, read_config};
 use super::held::{Held, OutputPolicy};
 use super::iovec::IoVecs;
@@ -124,6 +126,7 @@ pub struct Net {
     asked_driver: bool,
     receive_limiter: RateLimiter,
     send_limiter: RateLimiter,
+    counters: Arc<NetCounters>,
     /// Set when a batch has ended and more is to be done.
     again: EventFd,
 }
@@ -163,6 +166,7 @@ impl Net {
             asked_driver: false,
             receive_limiter: limiter(&config.receive_limits).map_err(timer)?,
             send_limiter: limiter(&config.send_limits).map_err(timer)?,
+            counters: Arc::default(),
             again: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(timer)?,
         })
     }
@@ -212,12 +216,14 @@ impl Net {
                 break;
             }
             if !self.receive_limiter.may_take_now() {
+                self.counters.receive_limited.add(1);
                 break;
             }
             match pair.receiver.receive(&pair.tap, queue, longest, mergeable)? {
                 Ok(len) => {
                     frames += 1;
                     self.receive_limiter.charge(len as u64);
+                    self.counters.received_bytes.add(len as u64);
                 }
                 Err(Pause::Empty) => pair.readable = false,
                 Err(Pause::NoBuffers) => {
@@ -228,6 +234,7 @@ impl Net {
                 }
             }
         }
+        self.counters.received.add(frames as u64);
         if frames > 0 { Ok(queue.notify()?) } else { Ok(()) }
     }
 
@@ -267,10 +274,12 @@ impl Net {
         let mut sent = false;
         while !pair.full {
             if !pair.held.is_empty() && !self.send_limiter.may_take_now() {
+                self.counters.send_limited.add(1);
                 break;
             }
             let Some(chain) = pair.held.pop() else { break };
             let len = chain.readable_len();
+            let mut accepted = false;
             if (HEADER..=MAX_FRAME).contains(&len) {
                 match pair.tap.send(&IoVecs::readable(&chain, 0, len)) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -280,8 +289,14 @@ impl Net {
                         break;
                     }
                     // What the tap does not take (a header that lies, a link that is down) is lost, as on a wire.
-                    _ => {}
+                    outcome => accepted = outcome.is_ok(),
                 }
+            }
+            if accepted {
+                self.counters.sent.add(1);
+                self.counters.sent_bytes.add(len.into());
+            } else {
+                self.counters.errors.add(1);
             }
             self.send_limiter.charge(u64::from(len));
             queue.complete(chain.head(), 0)?;
@@ -414,6 +429,10 @@ fn features(config: &NetConfig, pairs: u16) -> u64 {
 impl VirtioDevice for Net {
     fn device_type(&self) -> DeviceType {
         DeviceType::Net
+    }
+
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::Net(Arc::clone(&self.counters))
     }
 
     fn queue_sizes(&self) -> &[u16] {

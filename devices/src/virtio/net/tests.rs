@@ -76,6 +76,24 @@ mod tap {
     }
 
     #[test]
+    fn frames_are_counted_with_their_bytes_and_losses() {
+        alone(|| {
+            let (mut driver, outside) = start("card", 0);
+            let DeviceCounters::Net(counters) = driver.mmio.slot().counters().clone() else { panic!() };
+            driver.add(SEND, &[&with_header(&frame(1, 100))], &[]);
+            // Shorter than a header.
+            driver.add(SEND, &[&[0; 4]], &[]);
+            driver.ring(SEND);
+            driver.add(RECEIVE, &[], &[4096]);
+            driver.ring(RECEIVE);
+            outside.send(&frame(7, 200));
+            await_frames(&mut driver, 1);
+            assert_eq!((counters.sent.get(), counters.sent_bytes.get(), counters.errors.get()), (1, 112, 1));
+            assert_eq!((counters.received.get(), counters.received_bytes.get()), (1, 212));
+        });
+    }
+
+    #[test]
     fn frames_come_in_and_what_they_fill_is_marked_dirty() {
         alone(|| {
             let (mut driver, outside) = start("card", 0);

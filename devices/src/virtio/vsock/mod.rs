@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::epoll;
@@ -28,6 +29,7 @@ use self::caller::{Caller, Said};
 use self::connection::{Connection, Phase};
 use self::packet::{HEADER, HOST_CID, Header, NO_SEND, Op, STREAM};
 use super::chain::Chain;
+use super::counters::{DeviceCounters, VsockCounters};
 use super::device::{DeviceError, DeviceType, Source, VirtioDevice, read_config};
 use super::held::{Held, OutputPolicy};
 use super::listener::{Listener, connect};
@@ -109,6 +111,7 @@ pub struct Vsock {
     lost: VecDeque<u16>,
     /// The guest is to be told that all connections are gone.
     tell_reset: bool,
+    counters: Arc<VsockCounters>,
 }
 
 impl Vsock {
@@ -138,6 +141,7 @@ impl Vsock {
             policy: OutputPolicy::Pass,
             lost: VecDeque::new(),
             tell_reset: false,
+            counters: Arc::default(),
         })
     }
 
@@ -204,6 +208,7 @@ impl Vsock {
                 let Some(caller) = self.callers.remove(&number) else { return };
                 let ports = (self.free_port(port), port);
                 if self.connections.len() < MAX_CONNECTIONS {
+                    self.counters.from_host.add(1);
                     self.connections.insert(ports, (number, Connection::new(caller.stream, Phase::Asked)));
                     self.numbers.insert(number, ports);
                     self.answer(ports, Op::Request, 0);
@@ -269,6 +274,7 @@ impl Vsock {
 
     /// Ends a connection and tells the guest.
     fn reset(&mut self, ports: Ports) {
+        self.counters.errors.add(1);
         self.forget(ports);
         self.answer(ports, Op::Reset, 0);
     }
@@ -276,6 +282,7 @@ impl Vsock {
     fn forget(&mut self, ports: Ports) {
         if let Some((number, _)) = self.connections.remove(&ports) {
             self.numbers.remove(&number);
+            self.counters.closed.add(1);
         }
     }
 
@@ -320,12 +327,16 @@ impl Vsock {
             }
             (Op::Shutdown, _) => {
                 if connection.shut_down(header.flags) {
-                    self.reset(ports);
+                    // How an orderly end is answered.
+                    self.forget(ports);
+                    self.answer(ports, Op::Reset, 0);
                 }
             }
             (Op::Data, Phase::Open) => {
                 let mut data = vec![0; header.len as usize];
                 chain.read(HEADER as u32, &mut data);
+                self.counters.sent.add(1);
+                self.counters.sent_bytes.add(data.len() as u64);
                 if connection.take(&data).is_err() {
                     self.reset(ports);
                 } else if connection.should_tell() {
@@ -353,6 +364,7 @@ impl Vsock {
         };
         let mut connection = Connection::new(stream, Phase::Open);
         connection.note_credit(header.buf_alloc, header.fwd_cnt);
+        self.counters.from_guest.add(1);
         self.connections.insert(ports, (number, connection));
         self.numbers.insert(number, ports);
         self.answer(ports, Op::Response, 0);
@@ -456,6 +468,8 @@ impl Vsock {
         match connection.read(&mut data) {
             Ok(0) => Ok(false),
             Ok(count) => {
+                self.counters.received.add(1);
+                self.counters.received_bytes.add(count as u64);
                 let credit = connection.tell_credit();
                 let header = self.header(ports, Op::Data, count as u32, 0, credit);
                 chain.write(0, &header.encode());
@@ -503,6 +517,7 @@ impl Vsock {
 
     fn drop_everything(&mut self) {
         self.listener = None;
+        self.counters.closed.add(self.connections.len() as u64);
         self.connections.clear();
         self.callers.clear();
         self.numbers.clear();
@@ -513,6 +528,10 @@ impl Vsock {
 impl VirtioDevice for Vsock {
     fn device_type(&self) -> DeviceType {
         DeviceType::Vsock
+    }
+
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::Vsock(Arc::clone(&self.counters))
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -105,6 +105,24 @@ impl Guest {
 }
 
 #[test]
+fn connections_and_bytes_are_counted() {
+    let mut guest = Guest::new();
+    let DeviceCounters::Vsock(counters) = guest.driver.mmio.slot().counters().clone() else { panic!() };
+    let (mut stream, ports) = guest.called();
+    let (_other, others) = guest.calling();
+    stream.write_all(b"hello guest").unwrap();
+    guest.received();
+    guest.send(ports, Op::Data, 0, b"hello");
+    guest.send(others, Op::Reset, 0, &[]);
+
+    assert_eq!((counters.from_host.get(), counters.from_guest.get(), counters.closed.get()), (1, 1, 1));
+    assert_eq!((counters.received.get(), counters.received_bytes.get()), (1, 11));
+    assert_eq!((counters.sent.get(), counters.sent_bytes.get(), counters.errors.get()), (1, 5, 0));
+    guest.send((9, 9), Op::Request, 0, &[]);
+    assert_eq!(counters.errors.get(), 1, "nobody to talk to");
+}
+
+#[test]
 fn program_of_the_host_talks_to_a_port_of_the_guest() {
     let mut guest = Guest::new();
     let (mut stream, ports) = guest.called();
