@@ -22,10 +22,14 @@ complains() { host "tail -n 5 /tmp/$1.err"; }
 answers() { outside ping -n -c 1 -W 2 "$guest_ip"; }
 ended() { host "[ -e /tmp/$1.status ]"; }
 
+# comes_up: and has begun every service that is asked later: init starts them one after the other.
 comes_up() {
+    local port
     within 90 said first '2 processors, root /dev/vda ext4' || { complains first; console first | tail -n 2; return 1; }
     within 20 answers || { echo "it does not answer pings"; return 1; }
-    within 20 listens 80 && within 20 listens 7001 || { echo "its services do not listen"; return 1; }
+    for port in 80 7001 7002; do
+        within 20 listens "$port" || { echo "its service at port $port does not listen"; return 1; }
+    done
 }
 listens() { outside bash -c "exec 3<>/dev/tcp/$guest_ip/$1"; }
 
