@@ -3,18 +3,32 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use mirror::ids::Guid;
 use mirror::link::Address;
 
 use crate::demo::DemoOptions;
 use crate::exit::EXIT_STATUSES;
+use crate::flags::FirecrackerOptions;
 
-/// Virtual machines that survive the death of their host.
+/// Virtual machines that survive the death of their host
+///
+/// Without a subcommand it takes Firecracker's flags and serves Firecracker's API.
 #[derive(Debug, Parser)]
-#[command(name = "understudy", version, after_help = EXIT_STATUSES, max_term_width = 100)]
+#[command(
+    name = "understudy",
+    version,
+    after_help = EXIT_STATUSES,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields are what the command line shows")]
+    pub firecracker: FirecrackerOptions,
 }
 
 /// The subcommands.
@@ -47,6 +61,76 @@ pub enum Command {
     /// Ask a running primary or standby how it is
     #[command(after_help = EXIT_STATUSES)]
     Status(StatusOptions),
+    /// Watch a running primary or standby, full-screen
+    #[command(after_help = EXIT_STATUSES)]
+    Top(SocketOptions),
+    /// Give a running guest a standby, and wait until it is protected
+    #[command(after_help = EXIT_STATUSES)]
+    Attach(AttachOptions),
+    /// Let the standby forget the guest, which runs on without protection
+    #[command(after_help = EXIT_STATUSES)]
+    Detach(SocketOptions),
+    /// Let a standby whose primary is lost run the guest; only where no witness can decide
+    #[command(after_help = EXIT_STATUSES)]
+    Promote(SocketOptions),
+    /// Print the metrics of a running primary or standby in Prometheus' format
+    #[command(after_help = EXIT_STATUSES)]
+    Metrics(SocketOptions),
+    /// Print the completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write one for each subcommand
+    Man {
+        /// Write all pages to this folder
+        #[arg(long, value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
+}
+
+/// `understudy attach`
+#[derive(Debug, Args)]
+pub struct AttachOptions {
+    /// The API socket of the process that runs the guest
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+    /// Where the standby listens: unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub standby: Address,
+    /// The witness file on storage that both sides share; without it there is no automatic failover
+    #[arg(long, value_name = "FILE")]
+    pub witness: Option<PathBuf>,
+    /// The name by which standby and witness know the guest; the one that it has, or a new one, if not given
+    #[arg(long, value_name = "UUID")]
+    pub guid: Option<Guid>,
+    /// Longest time between two epochs
+    #[arg(long, value_name = "MS")]
+    pub interval_ms: Option<u32>,
+    /// Shortest time between two epochs
+    #[arg(long, value_name = "MS")]
+    pub min_interval_ms: Option<u32>,
+    /// What the final pause of seeding may cost
+    #[arg(long, value_name = "MS")]
+    pub pause_budget_ms: Option<u32>,
+    /// Dirty pages that end an epoch early
+    #[arg(long, value_name = "PAGES")]
+    pub dirty_budget_pages: Option<u64>,
+    /// Time between two signs of life
+    #[arg(long, value_name = "MS")]
+    pub heartbeat_ms: Option<u32>,
+    /// Missed signs of life after which the other side counts as lost
+    #[arg(long, value_name = "COUNT")]
+    pub heartbeat_misses: Option<u32>,
+    /// Room for pages copied aside in a pause
+    #[arg(long, value_name = "MIB")]
+    pub staging_mib: Option<u32>,
+    /// Wait in the standby's queue if it has no space now
+    #[arg(long)]
+    pub wait_for_space: bool,
+    /// Show how far it is even if stderr is no terminal
+    #[arg(long)]
+    pub progress: bool,
 }
 
 /// `understudy run`
@@ -99,6 +183,9 @@ pub struct SnapshotOptions {
     /// Only the pages written since the snapshot before (the guest's track_dirty_pages must be true)
     #[arg(long)]
     pub diff: bool,
+    /// Show how far it is even if stderr is no terminal
+    #[arg(long)]
+    pub progress: bool,
 }
 
 /// `understudy restore`
@@ -125,6 +212,9 @@ pub struct RestoreOptions {
     /// Do not let the guest run yet
     #[arg(long)]
     pub paused: bool,
+    /// Show how far copying is even if stderr is no terminal
+    #[arg(long)]
+    pub progress: bool,
     /// Where a disk image of the guest lies now, if elsewhere than before
     #[arg(long = "drive", value_name = "ID=PATH", value_parser = named)]
     pub drives: Vec<(String, String)>,
@@ -200,12 +290,15 @@ pub struct StatusOptions {
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
+    /// Ask again every second until Ctrl-C
+    #[arg(long)]
+    pub watch: bool,
 }
 
-/// `understudy pause` and `understudy resume`
+/// What every subcommand takes that only asks another process
 #[derive(Debug, Args)]
 pub struct SocketOptions {
-    /// The API socket of the process that runs the guest
+    /// The API socket of that process
     #[arg(long, value_name = "PATH")]
     pub api_sock: PathBuf,
 }

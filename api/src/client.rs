@@ -86,6 +86,21 @@ pub fn put<T: DeserializeOwned>(path: &Path, resource: &str, patience: Duration)
     request(path, Method::PUT, resource, Vec::new(), patience)
 }
 
+/// Asks the API on the socket `path` for `resource`, which is text.
+///
+/// # Errors
+/// [`ClientError`]
+pub fn text(path: &Path, resource: &str) -> Result<String, ClientError> {
+    let (_, body) = exchange(path, Method::GET, resource, Vec::new(), PATIENCE)?;
+    String::from_utf8(body.into())
+        .map_err(|error| ClientError::Answer { path: path.into(), reason: error.to_string() })
+}
+
+/// The same place as seen by another process, which has a folder of its own.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.into())
+}
+
 fn request<T: DeserializeOwned>(
     path: &Path,
     method: Method,
@@ -93,6 +108,21 @@ fn request<T: DeserializeOwned>(
     body: Vec<u8>,
     patience: Duration,
 ) -> Result<T, ClientError> {
+    let (status, body) = exchange(path, method, resource, body, patience)?;
+    // Nothing, in JSON.
+    let json = if status == 204 { &b"null"[..] } else { &body };
+    serde_json::from_slice(json)
+        .map_err(|error| ClientError::Answer { path: path.into(), reason: error.to_string() })
+}
+
+/// The status and the body of an answer that is no error.
+fn exchange(
+    path: &Path,
+    method: Method,
+    resource: &str,
+    body: Vec<u8>,
+    patience: Duration,
+) -> Result<(u16, Bytes), ClientError> {
     let answer = |reason: String| ClientError::Answer { path: path.into(), reason };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -102,12 +132,8 @@ fn request<T: DeserializeOwned>(
         let within = tokio::time::timeout(patience, ask(path, method, resource, body)).await;
         within.unwrap_or_else(|_| Err(answer(format!("nothing came within {} s", patience.as_secs()))))
     })?;
-    if status == 204 {
-        // Nothing, in JSON.
-        return serde_json::from_str("null").map_err(|error| answer(error.to_string()));
-    }
-    if status == 200 {
-        return serde_json::from_slice(&body).map_err(|error| answer(error.to_string()));
+    if matches!(status, 200 | 204) {
+        return Ok((status, body));
     }
     let message = serde_json::from_slice::<Fault>(&body)
         .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |fault| fault.fault_message);

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mirror::console::Console;
@@ -64,6 +64,14 @@ pub enum RunError {
     /// The process.
     #[error("cannot set up the process: {0}")]
     Process(#[from] io::Error),
+    /// A flag of Firecracker's that means something that is not to be had.
+    #[error("--{flag} is not supported: {reason}")]
+    Flag {
+        /// Which.
+        flag: &'static str,
+        /// Why, and what to do instead.
+        reason: String,
+    },
 }
 
 impl RunError {
@@ -77,6 +85,7 @@ impl RunError {
             | Self::Restore(RestoreError::Create(CreateError::Host(_))) => ExitStatus::Unavailable,
             Self::Load(MachineError::Boot(_)) => ExitStatus::NoKernel,
             Self::Attach(_) => ExitStatus::Unreachable,
+            Self::Flag { .. } => ExitStatus::Usage,
             _ => ExitStatus::Failure,
         }
     }
@@ -87,13 +96,26 @@ impl RunError {
 /// # Errors
 /// [`RunError`]: the guest has then not run.
 pub fn run(options: &RunOptions) -> Result<ExitStatus, RunError> {
-    let Some(config_file) = &options.config_file else { return waiting::wait_and_run(&options.instance) };
-    let draft = Draft::load(config_file)?;
-    let config = Config::finish(config_file, draft.clone())?;
+    match &options.config_file {
+        None => waiting::wait_and_run(Draft::default(), &options.instance),
+        Some(path) => run_draft(path, Draft::load(path)?, &options.instance),
+    }
+}
+
+/// Runs what `draft` asks for until it ends; errors name `path` as the place it is from.
+///
+/// # Errors
+/// [`RunError`]: the guest has then not run.
+pub(crate) fn run_draft(
+    path: &Path,
+    draft: Draft,
+    instance: &InstanceOptions,
+) -> Result<ExitStatus, RunError> {
+    let config = Config::finish(path, draft.clone())?;
     let ready = Ready::new(config)?;
-    let Some(mut stage) = Stage::open(&options.instance)? else { return Ok(ExitStatus::Interrupted) };
+    let Some(mut stage) = Stage::open(instance)? else { return Ok(ExitStatus::Interrupted) };
     stage.configure(draft)?;
-    run_on(&mut stage, ready, &options.instance, None)
+    run_on(&mut stage, ready, instance, None)
 }
 
 /// How a machine begins.
@@ -137,13 +159,4 @@ fn console(config: &Config) -> Result<Arc<Console>, RunError> {
     let file = OpenOptions::new().append(true).create(true).open(path);
     let file = file.map_err(|source| RunError::Serial { path: path.clone(), source })?;
     Ok(Console::new(file)?)
-}
-
-/// Runs a machine until its guest ends, and says how it ended.
-///
-/// # Errors
-/// [`RunError`]: the guest has then not run.
-pub fn run_machine(ready: Ready, options: &InstanceOptions) -> Result<ExitStatus, RunError> {
-    let Some(mut stage) = Stage::open(options)? else { return Ok(ExitStatus::Interrupted) };
-    run_on(&mut stage, ready, options, None)
 }

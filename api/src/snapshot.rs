@@ -1,7 +1,9 @@
 //! `understudy pause`, `resume`, `snapshot` and `restore`.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mirror::console::Console;
@@ -11,8 +13,12 @@ use vmm::{Host, HostResources, Machine};
 use crate::cli::{RestoreOptions, SnapshotOptions, SocketOptions};
 use crate::client::{self, ClientError, Method};
 use crate::exit::ExitStatus;
-use crate::run::{Beginning, Ready, RunError, run_machine};
-use crate::server::types::{SnapshotCreate, SnapshotType, Vm, VmState};
+use crate::guest_run::run_on;
+use crate::long::{Interrupt, watched};
+use crate::progress;
+use crate::run::{Beginning, Ready, RunError};
+use crate::server::types::{Progress, SnapshotCreate, SnapshotType, Vm, VmState};
+use crate::stage::Stage;
 
 /// How long a pause may take to come about.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,19 +33,41 @@ pub fn set_state(options: &SocketOptions, state: VmState) -> Result<(), ClientEr
     client::send(&options.api_sock, Method::PATCH, "/vm", &Vm { state }, PATIENCE)
 }
 
-/// Takes a snapshot.
+/// Takes a snapshot. Ctrl-C breaks it off: the guest runs on, and nothing appears under the names of its files.
 ///
 /// # Errors
 /// [`ClientError`]
-pub fn snapshot(options: &SnapshotOptions) -> Result<(), ClientError> {
-    // The other process has a folder of its own.
-    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+pub fn snapshot(options: &SnapshotOptions) -> Result<ExitStatus, ClientError> {
+    let socket = &options.api_sock;
     let body = SnapshotCreate {
         snapshot_type: if options.diff { SnapshotType::Diff } else { SnapshotType::Full },
-        snapshot_path: absolute(&options.state),
-        mem_file_path: absolute(&options.memory),
+        snapshot_path: client::absolute(&options.state),
+        mem_file_path: client::absolute(&options.memory),
     };
-    client::send(&options.api_sock, Method::PUT, "/snapshot/create", &body, LONG)
+    // Where signals cannot be watched, Ctrl-C ends this process, and the snapshot is taken to its end.
+    let interrupt = Interrupt::watch().unwrap_or_default();
+    let mut progress = progress::Progress::new(options.progress);
+    let mut cancelled = false;
+    let taken = watched(
+        || client::send(socket, Method::PUT, "/snapshot/create", &body, LONG),
+        || {
+            if interrupt.asked() {
+                // One that has not begun is cancelled when it has.
+                cancelled |= client::send(socket, Method::DELETE, "/snapshot/create", &(), PATIENCE).is_ok();
+            } else if let Ok(Progress { done, pages, .. }) = client::get(socket, "/snapshot/create") {
+                progress.tell("snapshot", done, pages);
+            }
+        },
+    );
+    progress.finish();
+    match taken {
+        Ok(()) => Ok(ExitStatus::Success),
+        Err(ClientError::Fault { .. }) if cancelled => {
+            eprintln!("broken off: the guest runs on, and no file was written");
+            Ok(ExitStatus::Interrupted)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Runs a guest from a snapshot until it ends, and says how it ended.
@@ -47,13 +75,29 @@ pub fn snapshot(options: &SnapshotOptions) -> Result<(), ClientError> {
 /// # Errors
 /// [`RunError`]: the guest has then not run.
 pub fn restore(options: &RestoreOptions) -> Result<ExitStatus, RunError> {
+    // First of all: it is what notices that the process is to end.
+    let Some(mut stage) = Stage::open(&options.instance)? else { return Ok(ExitStatus::Interrupted) };
     let console = Console::new(io::stdout())?;
-    let machine = open(options, Arc::clone(&console))?;
+    let mut progress = progress::Progress::new(options.progress);
+    let ending = Arc::clone(&stage.ending);
+    let mut tell = |done, pages| {
+        progress.tell("memory", done, pages);
+        if ending.load(Ordering::Acquire) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let machine = match open(options, Arc::clone(&console), &mut tell) {
+        Err(RestoreError::Cancelled) => return Ok(ExitStatus::Interrupted),
+        machine => machine?,
+    };
+    progress.finish();
     let beginning = if options.paused { Beginning::Paused } else { Beginning::Running };
-    run_machine(Ready { machine, console, beginning }, &options.instance)
+    run_on(&mut stage, Ready { machine, console, beginning }, &options.instance, None)
 }
 
-fn open(options: &RestoreOptions, console: Arc<Console>) -> Result<Machine, RestoreError> {
+fn open(
+    options: &RestoreOptions,
+    console: Arc<Console>,
+    progress: vmm::snapshot::Progress<'_>,
+) -> Result<Machine, RestoreError> {
     let mut chain = vec![Snapshot::open(&options.state, &options.memory)?];
     for (state, memory) in &options.diffs {
         chain.push(Snapshot::open(state, memory)?);
@@ -77,5 +121,5 @@ fn open(options: &RestoreOptions, console: Arc<Console>) -> Result<Machine, Rest
         track_dirty_pages: options.track_dirty_pages,
     };
     let host = Host::open().map_err(vmm::CreateError::Host)?;
-    Machine::from_snapshot(&host, &source, console)
+    Machine::from_snapshot_telling(&host, &source, console, progress)
 }

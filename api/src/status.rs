@@ -1,6 +1,10 @@
 //! `understudy status`: how a primary or standby is.
 
 use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mirror::shell::metrics::PauseSummary;
 use mirror::shell::{primary, standby};
@@ -8,6 +12,9 @@ use serde::Serialize;
 
 use crate::cli::StatusOptions;
 use crate::client::{self, ClientError};
+use crate::exit::ExitStatus;
+use crate::long::{GLANCE, Interrupt};
+use crate::progress::bytes;
 use crate::server::{InstanceInfo, InstanceState, MirrorStatus};
 
 /// Everything that there is to tell.
@@ -17,23 +24,63 @@ struct Everything {
     mirror: Option<MirrorStatus>,
 }
 
-/// Asks, and prints what is answered.
+/// Time between two questions.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Moves to the upper left corner and clears the rest of each line on the way down, so that nothing flickers.
+const HOME: &str = "\x1b[H";
+const REST_OF_LINE: &str = "\x1b[K\n";
+const REST_OF_SCREEN: &str = "\x1b[J";
+
+/// Asks, and prints what is answered; again and again if so wished.
 ///
 /// # Errors
 /// [`ClientError`]
-pub fn status(options: &StatusOptions) -> Result<(), ClientError> {
-    let instance = client::get(&options.api_sock, "/")?;
-    let mirror = match client::get(&options.api_sock, "/mirror") {
+pub fn status(options: &StatusOptions) -> Result<ExitStatus, ClientError> {
+    let first = ask(&options.api_sock)?;
+    if !options.watch {
+        show(&first, options.json, false);
+        return Ok(ExitStatus::Success);
+    }
+    // Where signals cannot be watched, Ctrl-C ends the process as it does any other.
+    let interrupt = Interrupt::watch().unwrap_or_default();
+    let clear = !options.json && io::stdout().is_terminal();
+    if clear {
+        print!("\x1b[2J");
+    }
+    let mut everything = first;
+    loop {
+        if !show(&everything, options.json, clear) {
+            // Whoever read it has gone.
+            return Ok(ExitStatus::Success);
+        }
+        let next = Instant::now() + AGAIN;
+        while Instant::now() < next {
+            if interrupt.asked() {
+                return Ok(ExitStatus::Interrupted);
+            }
+            thread::sleep(GLANCE);
+        }
+        everything = ask(&options.api_sock)?;
+    }
+}
+
+fn ask(socket: &Path) -> Result<Everything, ClientError> {
+    let instance = client::get(socket, "/")?;
+    let mirror = match client::get(socket, "/mirror") {
         Err(ClientError::Fault { status: 404, .. }) => None,
         answer => Some(answer?),
     };
-    let everything = Everything { instance, mirror };
-    if options.json {
-        println!("{}", serde_json::json!(everything));
-    } else {
-        print!("{}", text(&everything));
-    }
-    Ok(())
+    Ok(Everything { instance, mirror })
+}
+
+/// Prints it, in place of what is on the screen if it is to `clear` that; says whether anybody reads it.
+fn show(everything: &Everything, json: bool, clear: bool) -> bool {
+    let text = if json { format!("{}\n", serde_json::json!(everything)) } else { text(everything) };
+    let text =
+        if clear { format!("{HOME}{}{REST_OF_SCREEN}", text.replace('\n', REST_OF_LINE)) } else { text };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
 fn text(everything: &Everything) -> String {
@@ -64,12 +111,9 @@ fn primary_rows(status: &primary::Status, mut row: impl FnMut(&str, String)) {
     row("standby", status.standby.to_string());
     row("term, epoch", format!("{}, {}", status.term, status.epoch));
     row("witness", if status.witness { "yes" } else { "none: no automatic failover" }.into());
-    row(
-        "seeding",
-        format!("round {}, {} pages, {} sent", status.round, status.seed_pages, mib(status.seed_bytes)),
-    );
-    row("epochs", format!("{} pages, {} sent", status.epoch_pages, mib(status.epoch_bytes)));
-    row("held output", format!("{} bytes", status.held_bytes));
+    row("seeding", seeding(status));
+    row("epochs", format!("{} pages, {} sent", status.epoch_pages, bytes(status.epoch_bytes)));
+    row("held output", bytes(status.held_bytes));
     let PauseSummary { pause_us, commit_us, .. } = status.times;
     for (name, times) in [("pause", pause_us), ("commit", commit_us)] {
         let (p50, p99, max) = (times.p50, times.p99, times.max);
@@ -87,6 +131,11 @@ fn standby_rows(status: &standby::Status, mut row: impl FnMut(&str, String)) {
     row("received", format!("{} rounds, {} epochs, {} pages", sense.rounds, sense.epochs, sense.pages));
 }
 
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
+fn seeding(status: &primary::Status) -> String {
+    let primary::Status { round, round_sent, round_pages, seed_pages, seed_bytes, .. } = status;
+    if status.phase == "seeding" {
+        let percent = round_sent * 100 / round_pages.max(&1);
+        return format!("round {round}, {percent}% of {round_pages} pages");
+    }
+    format!("{round} rounds, {seed_pages} pages, {} sent", bytes(*seed_bytes))
 }

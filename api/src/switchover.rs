@@ -1,9 +1,9 @@
-//! `understudy switchover`: the standby runs the guest from now on.
+//! `understudy switchover` and `promote`: the standby runs the guest from now on.
 
 use std::time::Duration;
 
-use crate::cli::SwitchoverOptions;
-use crate::client::{self, ClientError};
+use crate::cli::{SocketOptions, SwitchoverOptions};
+use crate::client::{self, ClientError, Method};
 use crate::server::Switchover;
 
 /// How long the two sides may take.
@@ -20,5 +20,15 @@ pub fn switchover(options: &SwitchoverOptions) -> Result<(), ClientError> {
     } else {
         println!("the standby runs the guest; it stood still for {:.1} ms", done.pause_us as f64 / 1000.0);
     }
+    Ok(())
+}
+
+/// Lets a standby whose primary is lost run the guest.
+///
+/// # Errors
+/// [`ClientError`]: also why it does not.
+pub fn promote(options: &SocketOptions) -> Result<(), ClientError> {
+    client::send(&options.api_sock, Method::PUT, "/mirror/failover", &(), PATIENCE)?;
+    println!("the guest runs here");
     Ok(())
 }

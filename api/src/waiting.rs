@@ -20,12 +20,13 @@ use crate::server::types::{
 use crate::server::{Request, TOO_EARLY};
 use crate::stage::{Happening, Stage};
 
-/// Serves the API until it is told to run a guest, runs that until it ends, and says how it ended.
+/// Serves the API, with `draft` configured, until it is told to run a guest, runs that until it ends, and says how it ended.
 ///
 /// # Errors
 /// [`RunError`]: there is no API then.
-pub(crate) fn wait_and_run(options: &InstanceOptions) -> Result<ExitStatus, RunError> {
+pub(crate) fn wait_and_run(draft: Draft, options: &InstanceOptions) -> Result<ExitStatus, RunError> {
     let Some(mut stage) = Stage::open(options)? else { return Ok(ExitStatus::Interrupted) };
+    stage.configure(draft)?;
     stage.serve(options.api_sock.as_deref(), options.http_api_max_payload_size)?;
     while let Ok(happening) = stage.happenings.recv() {
         let Happening::Asked(request, answer) = happening else { return Ok(ExitStatus::Interrupted) };

@@ -10,28 +10,34 @@ const LONGEST_US: u64 = 60_000_000;
 
 /// A distribution of times.
 #[derive(Clone, Debug)]
-pub struct Times(Histogram<u64>);
+pub struct Times {
+    histogram: Histogram<u64>,
+    sum: u64,
+}
 
 impl Default for Times {
     fn default() -> Self {
         // Only bounds out of order or absurd precision make this fail.
-        Self(Histogram::new_with_bounds(1, LONGEST_US, 3).expect("the bounds are in order"))
+        let histogram = Histogram::new_with_bounds(1, LONGEST_US, 3).expect("the bounds are in order");
+        Self { histogram, sum: 0 }
     }
 }
 
 impl Times {
     /// Adds a time in microseconds.
     pub fn record(&mut self, micros: u64) {
-        self.0.saturating_record(micros);
+        self.histogram.saturating_record(micros);
+        self.sum = self.sum.saturating_add(micros);
     }
 
     /// The figures that people ask for.
     pub fn summary(&self) -> Summary {
         Summary {
-            count: self.0.len(),
-            p50: self.0.value_at_quantile(0.5),
-            p99: self.0.value_at_quantile(0.99),
-            max: self.0.max(),
+            count: self.histogram.len(),
+            sum: self.sum,
+            p50: self.histogram.value_at_quantile(0.5),
+            p99: self.histogram.value_at_quantile(0.99),
+            max: self.histogram.max(),
         }
     }
 }
@@ -42,6 +48,9 @@ impl Times {
 pub struct Summary {
     /// How many times were recorded.
     pub count: u64,
+    /// All of them together.
+    #[serde(default)]
+    pub sum: u64,
     /// Half were at most this.
     pub p50: u64,
     /// 99 of 100 were at most this.

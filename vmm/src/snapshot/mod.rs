@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub use pager::{MemoryFill, MemoryLost, PagerError};
 pub use restore::{RestoreError, RestoreMode, RestoreSource, Snapshot, merge};
-pub use take::{Kind, SnapshotError, SnapshotReport, SnapshotRequest};
+pub use take::{Kind, Progress, SnapshotError, SnapshotReport, SnapshotRequest};
 
 /// Version of both files. Any change of their form makes another version.
 pub const VERSION: u32 = 1;

@@ -1,5 +1,6 @@
 //! A machine from a snapshot.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::pager::{Pager, PagerError};
 use super::pages::{PageReader, PageWriter};
 use super::publish::Unpublished;
 use super::state_file::StateFile;
-use super::take::{SnapshotError, SnapshotTracking};
+use super::take::{Progress, SnapshotError, SnapshotTracking};
 use super::{FileError, Identity};
 use crate::config::{HostResources, MachineConfig, UnknownDevice};
 use crate::dirty;
@@ -25,6 +26,9 @@ use crate::state::{self, MachineState, StateError};
 
 /// Pages that are read and written in one call, at most.
 const COPIED_TOGETHER: usize = 64;
+
+/// Pages after which it is told how far copying is.
+const TOLD_EVERY: u64 = 4096;
 
 /// A snapshot's two files, opened and verified but for the pages themselves.
 #[derive(Debug)]
@@ -85,6 +89,9 @@ pub enum RestoreError {
     /// The machine does not take the state.
     #[error("restoring the machine: {0}")]
     Machine(#[from] MachineError),
+    /// Whoever was told how far it is did not want it any more.
+    #[error("the restore was broken off")]
+    Cancelled,
     /// The merged snapshot cannot be written.
     #[error(transparent)]
     Write(#[from] SnapshotError),
@@ -183,6 +190,20 @@ impl Machine {
         source: &RestoreSource,
         console: Arc<Console>,
     ) -> Result<Self, RestoreError> {
+        Self::from_snapshot_telling(host, source, console, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// As [`Self::from_snapshot`]; `progress` is told how many pages of memory have been looked at, of how many, while
+    /// they are copied, and may break it off.
+    ///
+    /// # Errors
+    /// [`RestoreError`]
+    pub fn from_snapshot_telling(
+        host: &Host,
+        source: &RestoreSource,
+        console: Arc<Console>,
+        progress: Progress<'_>,
+    ) -> Result<Self, RestoreError> {
         let (base, last) = check(&source.chain)?;
         let mut config = last.config.clone();
         config.devices.relocate(&source.resources)?;
@@ -199,7 +220,7 @@ impl Machine {
         let mut memory = memory.map_err(CreateError::Memory)?;
         match source.mode {
             RestoreMode::Map => {}
-            RestoreMode::Copy => copy(&source.chain, &memory, config.huge_pages)?,
+            RestoreMode::Copy => copy(&source.chain, &memory, config.huge_pages, progress)?,
             RestoreMode::OnDemand { eager } => {
                 let chain = source.chain.iter().map(|snapshot| Arc::clone(&snapshot.pages)).collect();
                 let pager = Pager::start(memory.ram(), chain, eager)?;
@@ -258,7 +279,7 @@ fn each_page(
 }
 
 /// Fills `memory`, which is all zeros, with the pages of `chain`: they do not count as written.
-fn copy(chain: &[Snapshot], memory: &Memory, huge: bool) -> Result<(), RestoreError> {
+fn copy(chain: &[Snapshot], memory: &Memory, huge: bool, progress: Progress<'_>) -> Result<(), RestoreError> {
     let pages = PageMemory::new(Arc::clone(memory.ram())).map_err(CreateError::Layout)?;
     let mut put = |first: u64, bodies: &[u8]| {
         if !huge {
@@ -272,7 +293,7 @@ fn copy(chain: &[Snapshot], memory: &Memory, huge: bool) -> Result<(), RestoreEr
     };
     let mut bodies = vec![0; COPIED_TOGETHER * PAGE_SIZE];
     let end = memory.layout().pages();
-    let mut page = 0;
+    let (mut page, mut told) = (0, 0);
     while page < end {
         let Some(snapshot) = newest(chain, page) else {
             page += 1;
@@ -284,6 +305,12 @@ fn copy(chain: &[Snapshot], memory: &Memory, huge: bool) -> Result<(), RestoreEr
         snapshot.pages.read_run(page, run)?;
         each_filled_run(page, run, &mut put).map_err(CreateError::Memory)?;
         page += count as u64;
+        if page - told >= TOLD_EVERY || page == end {
+            told = page;
+            if progress(page, end).is_break() {
+                return Err(RestoreError::Cancelled);
+            }
+        }
     }
     // Those of huge pages were written as devices write.
     dirty::harvest_own_writes(memory.ram(), &mut DirtySet::new(end));
