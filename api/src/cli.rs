@@ -160,6 +160,12 @@ pub struct InstanceOptions {
     /// Longest body of an API request that is taken, in bytes
     #[arg(long, default_value_t = crate::server::MAX_BODY, value_name = "BYTES")]
     pub http_api_max_payload_size: usize,
+    /// What the guest reads from its metadata service at first, in JSON: as put at /mmds
+    #[arg(long, value_name = "FILE")]
+    pub metadata: Option<PathBuf>,
+    /// Most bytes of metadata that are kept for the guest, as JSON; by default as many as an API request may have
+    #[arg(long, value_name = "BYTES")]
+    pub mmds_size_limit: Option<usize>,
     /// Pass stdin to the guest's serial port even if it is not a terminal
     #[arg(long)]
     pub serial_in: bool,

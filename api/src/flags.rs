@@ -47,10 +47,10 @@ pub struct FirecrackerOptions {
     /// Write metrics here: a file or FIFO
     #[arg(long, value_name = "FILE")]
     pub metrics_path: Option<PathBuf>,
-    /// What the metadata service answers, in JSON; not supported
+    /// What the guest reads from its metadata service at first, in JSON
     #[arg(long, value_name = "FILE")]
     pub metadata: Option<PathBuf>,
-    /// Most bytes of what the metadata service holds; taken and ignored
+    /// Most bytes of metadata that are kept; by default as many as an API request may have
     #[arg(long, value_name = "BYTES", hide_short_help = true)]
     pub mmds_size_limit: Option<usize>,
     /// Longest body of an API request that is taken, in bytes
@@ -107,6 +107,8 @@ pub fn run(options: &FirecrackerOptions) -> Result<ExitStatus, RunError> {
         events: None,
         id: options.id.clone(),
         http_api_max_payload_size: options.http_api_max_payload_size,
+        metadata: options.metadata.clone(),
+        mmds_size_limit: options.mmds_size_limit,
         serial_in: false,
         end_with_parent: None,
     };
@@ -134,7 +136,6 @@ impl FirecrackerOptions {
                 "this program takes no policies; leave it out, or confine the process from outside",
             ),
             ("enable-pci", self.enable_pci, "devices are on virtio-mmio here; leave it out"),
-            ("metadata", self.metadata.is_some(), "put the metadata by the API, at /mmds"),
         ];
         match asked.into_iter().find(|(_, given, _)| *given) {
             Some((flag, _, reason)) => Err(RunError::Flag { flag, reason: reason.into() }),
@@ -225,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_is_counted_on_and_not_there_is_refused_by_name() {
-        for flag in ["--seccomp-filter=/f", "--enable-pci", "--metadata=/m"] {
+        for flag in ["--seccomp-filter=/f", "--enable-pci"] {
             let refused = parse(&[flag]).refuse().unwrap_err();
             assert!(flag.starts_with(refused.to_string().split(' ').next().unwrap()), "{refused}");
             assert_eq!(refused.status(), ExitStatus::Usage);

@@ -9,6 +9,7 @@ use mirror::memory::GuestRam;
 use vmm::{Boot, DevicesConfig, Exit, KernelImage, Machine, MachineConfig};
 
 use crate::config::devices::{Balloon, Console, Drive, Entropy, Vsock};
+use crate::config::metadata::MmdsConfig;
 use crate::config::{Config, EMBEDDED_GUEST, HugePages};
 use crate::exit::ExitStatus;
 
@@ -28,6 +29,7 @@ pub fn machine_config(config: &Config) -> MachineConfig {
             entropy: config.entropy.as_ref().map(Entropy::device),
             balloon: config.balloon.as_ref().map(Balloon::device),
             console: config.console.as_ref().map(Console::device),
+            metadata: config.mmds.as_ref().map(MmdsConfig::service),
         },
     }
 }

@@ -64,6 +64,7 @@ pub(crate) fn run_on(
         term: None,
         ended: None,
     };
+    stage.hand_over_metadata(machine.metadata());
     run.begin(machine, &beginning, &options.id)?;
     let _keyboard = connect_keyboard(serial, options.serial_in)?;
     stage.seat(RunningGuest {

@@ -33,6 +33,14 @@ pub enum RunError {
     /// Messages or metrics cannot go where they are to go.
     #[error("{0}")]
     Operator(String),
+    /// What the guest is to read from its metadata service.
+    #[error("--metadata: cannot take {path}: {reason}; name a file with a JSON object")]
+    Metadata {
+        /// Where it is.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The API has not been told enough.
     #[error("{0}")]
     Unfinished(String),
@@ -80,6 +88,7 @@ impl RunError {
         match self {
             Self::Config(_)
             | Self::Operator(_)
+            | Self::Metadata { .. }
             | Self::Create(CreateError::Config(_) | CreateError::Template(_)) => ExitStatus::Config,
             Self::Create(CreateError::Host(_))
             | Self::Restore(RestoreError::Create(CreateError::Host(_))) => ExitStatus::Unavailable,

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::metadata::Metadata;
 use mirror::shell::primary::{Notifier, Outcome, StatusHandle};
 use vmm::{DeviceLimits, Exit, ExitHandle};
 
@@ -129,6 +130,10 @@ struct Seat {
     id: String,
     draft: Mutex<Draft>,
     guest: OnceLock<RunningGuest>,
+    /// The guest's, once there is a machine.
+    metadata: Mutex<Metadata>,
+    /// Bytes of it that are kept at most.
+    metadata_limit: usize,
     happen: Sender<Happening>,
     meters: Arc<Meters>,
 }
@@ -161,6 +166,14 @@ impl Seat {
     fn answer(&self, request: Request, guest: Option<&RunningGuest>) -> Result<(), String> {
         match (request, guest) {
             (Request::Configure(section), _) => self.configure(*section),
+            (Request::PutMetadata(document), _) => {
+                let put = lock(&self.metadata).put(document, self.metadata_limit);
+                put.map_err(|error| error.to_string())
+            }
+            (Request::PatchMetadata(patch), _) => {
+                let patched = lock(&self.metadata).patch(patch, self.metadata_limit);
+                patched.map_err(|error| error.to_string())
+            }
             (Request::Attach(section), None) => self.configure(Section::Mirror(*section)),
             (Request::Failover, _) => {
                 Err("this side runs its guest; a failover is asked of the standby, when its primary is lost"
@@ -271,6 +284,10 @@ impl Instance for Seat {
         Some(Progress { done, pages, elapsed_ms: began.elapsed().as_millis() as u64 })
     }
 
+    fn metadata(&self) -> Option<serde_json::Value> {
+        lock(&self.metadata).document()
+    }
+
     fn balloon_statistics(&self) -> Result<BalloonStats, String> {
         self.guest.get().ok_or(crate::server::TOO_EARLY)?.balloon_statistics()
     }
@@ -285,6 +302,15 @@ impl Instance for Seat {
     fn switchover(&self) -> Result<Duration, String> {
         self.guest.get().ok_or(crate::server::TOO_EARLY)?.notifier()?.switchover()
     }
+}
+
+/// The metadata in the file at `path`, which may have `limit` bytes.
+fn metadata_of(path: &Path, limit: usize) -> Result<Metadata, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let document = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let metadata = Metadata::default();
+    metadata.put(document, limit).map_err(|error| error.to_string())?;
+    Ok(metadata)
 }
 
 /// The process of one guest.
@@ -314,10 +340,18 @@ impl Stage {
             asked_to_end.store(true, Ordering::Release);
             drop(end.send(Happening::EndRequested));
         })?;
+        let metadata_limit = options.mmds_size_limit.unwrap_or(options.http_api_max_payload_size);
+        let metadata = match &options.metadata {
+            Some(path) => metadata_of(path, metadata_limit)
+                .map_err(|reason| RunError::Metadata { path: path.clone(), reason })?,
+            None => Metadata::default(),
+        };
         let seat = Arc::new(Seat {
             id: options.id.clone(),
             draft: Mutex::default(),
             guest: OnceLock::new(),
+            metadata: Mutex::new(metadata),
+            metadata_limit,
             happen: happen.clone(),
             meters: Arc::clone(events.meters()),
         });
@@ -342,6 +376,16 @@ impl Stage {
     /// Notes how the guest is mirrored now.
     pub(crate) fn note_mirror(&self, section: &crate::config::MirrorSection) {
         lock(&self.seat.draft).mirror = Some(section.clone());
+    }
+
+    /// Gives `metadata`, a machine's, what was put before there was a machine; it is what the API changes from now on.
+    pub(crate) fn hand_over_metadata(&self, metadata: Metadata) {
+        let mut before = lock(&self.seat.metadata);
+        if let Some(serde_json::Value::Object(document)) = before.document() {
+            // It was short enough before.
+            let _ = metadata.put(document, usize::MAX);
+        }
+        *before = metadata;
     }
 
     /// The API tells of `guest` from now on.

@@ -6,6 +6,7 @@
 pub mod bus;
 pub mod exit_port;
 pub mod i8042;
+pub mod metadata;
 pub mod power_switch;
 pub mod rate_limiter;
 pub mod serial;

@@ -55,7 +55,9 @@ const CONFIG: Answer = Shows(&[
     "logger",
     "metrics",
     "serial",
+    "mmds-config",
 ]);
+const METADATA: Answer = Shows(&["instance", "owner"]);
 
 /// In the order in which they are asked, before the start and once more after it; the last one is the start. `FOLDER` stands
 /// for the test's folder.
@@ -101,6 +103,10 @@ const CASES: &[Case] = &[
     case("PUT /logger", r#"{"log_path": "FOLDER/log", "level": "Info"}"#, Done, LATE),
     case("PUT /metrics", r#"{"metrics_path": "FOLDER/metrics"}"#, Done, LATE),
     case("PUT /serial", r#"{"serial_out_path": "FOLDER/serial"}"#, Done, LATE),
+    case("PUT /mmds/config", r#"{"network_interfaces": ["net"], "version": "V2"}"#, Done, LATE),
+    case("PUT /mmds", r#"{"instance": {"id": "i-1"}}"#, Done, Done),
+    case("PATCH /mmds", r#"{"owner": "me"}"#, Done, Done),
+    get("GET /mmds", METADATA, METADATA),
     get("GET /vm/config", CONFIG, CONFIG),
     case(
         "PUT /snapshot/load",
@@ -116,6 +122,7 @@ const CASES: &[Case] = &[
         Done,
     ),
     case("PATCH /vm", r#"{"state": "Resumed"}"#, EARLY, Done),
+    case("PUT /actions", r#"{"action_type": "FlushMetrics"}"#, EARLY, Done),
     case("PUT /actions", r#"{"action_type": "SendCtrlAltDel"}"#, EARLY, Refused("no keyboard")),
     case("PUT /actions", r#"{"action_type": "InstanceStart"}"#, Done, LATE),
 ];

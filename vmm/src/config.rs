@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use devices::metadata::MetadataConfig;
 use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::BlockConfig;
 use devices::virtio::console::ConsoleConfig;
@@ -52,6 +53,8 @@ pub struct DevicesConfig {
     pub balloon: Option<BalloonConfig>,
     /// A console beside the serial port.
     pub console: Option<ConsoleConfig>,
+    /// The metadata service on network cards.
+    pub metadata: Option<MetadataConfig>,
 }
 
 impl DevicesConfig {
@@ -63,6 +66,7 @@ impl DevicesConfig {
         entropy: None,
         balloon: None,
         console: None,
+        metadata: None,
     };
 }
 

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::SerialError;
+use devices::metadata::Metadata;
 use devices::virtio::{OutputPolicy, RestoreError};
 use kvm_ioctls::VmFd;
 use mirror::dirty::DirtySet;
@@ -205,6 +206,11 @@ impl Machine {
     /// The limits on its devices, for whoever may change them.
     pub fn device_limits(&self) -> DeviceLimits {
         DeviceLimits::new(&self.shared, &self.config.devices)
+    }
+
+    /// What its guest can read of the metadata service, also while the machine belongs to somebody else.
+    pub fn metadata(&self) -> Metadata {
+        self.shared.platform.metadata.clone()
     }
 
     pub(crate) fn devices_to_change(&mut self) -> (&mut DevicesConfig, &VirtioDevices) {

@@ -9,6 +9,7 @@ use vmm::CpuTemplate;
 
 use super::cpu::CpuConfig;
 use super::devices::{self, Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
+use super::metadata::MmdsConfig;
 use super::not_yet;
 use super::operator::{Logger, Metrics, Serial};
 use super::{BootSource, Config, MachineSection, MachineUpdate, MirrorSection};
@@ -59,10 +60,10 @@ pub struct Draft {
     /// Where the serial port's output goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
+    /// The metadata service.
+    #[serde(default, rename = "mmds-config", skip_serializing_if = "Option::is_none")]
+    pub mmds: Option<MmdsConfig>,
     // What nothing stands behind yet may be there empty.
-    #[serde(default, rename = "mmds-config", skip_serializing, deserialize_with = "not_yet::mmds_config")]
-    #[schema(ignore)]
-    mmds_config: (),
     #[serde(default, skip_serializing, deserialize_with = "not_yet::pmem")]
     #[schema(ignore)]
     pmem: (),
@@ -104,6 +105,7 @@ pub enum Section {
     Logger(Logger),
     Metrics(Metrics),
     Serial(Serial),
+    Mmds(MmdsConfig),
     Mirror(MirrorSection),
 }
 
@@ -132,6 +134,7 @@ impl Draft {
             Section::Logger(logger) => next.logger = Some(logger.over(next.logger.take())),
             Section::Metrics(metrics) => next.metrics = Some(metrics),
             Section::Serial(serial) => next.serial = Some(serial),
+            Section::Mmds(mmds) => next.mmds = Some(mmds),
             Section::Mirror(mirror) => next.mirror = Some(mirror),
         }
         next.check()?;
@@ -146,6 +149,7 @@ impl Draft {
     pub fn check(&mut self) -> Result<(), BadValue> {
         devices::order(&mut self.drives)?;
         devices::check_interfaces(&self.network_interfaces)?;
+        self.mmds.as_ref().map_or(Ok(()), |mmds| mmds.check(&self.network_interfaces))?;
         self.vsock.as_ref().map_or(Ok(()), Vsock::check)?;
         self.console.as_ref().map_or(Ok(()), Console::check)?;
         if let Some(CpuSource::Template(template)) = &self.cpu_config {
@@ -183,6 +187,7 @@ impl Draft {
             logger: self.logger,
             metrics: self.metrics,
             serial: self.serial,
+            mmds: self.mmds,
         })
     }
 }

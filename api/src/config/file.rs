@@ -4,6 +4,7 @@ use serde::Serialize;
 use vmm::CpuTemplate;
 
 use super::devices::{Balloon, Console, Drive, Entropy, NetworkInterface, Vsock};
+use super::metadata::MmdsConfig;
 use super::operator::{Logger, Metrics, Serial};
 use super::{BootSource, MachineSection, MirrorSection};
 
@@ -48,6 +49,9 @@ pub struct Config {
     /// Where the serial port's output goes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
+    /// The metadata service.
+    #[serde(rename = "mmds-config", skip_serializing_if = "Option::is_none")]
+    pub mmds: Option<MmdsConfig>,
 }
 
 impl Config {
@@ -67,6 +71,7 @@ impl Config {
             logger: None,
             metrics: None,
             serial: None,
+            mmds: None,
         }
     }
 }

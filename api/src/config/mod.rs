@@ -18,6 +18,7 @@ mod draft;
 mod file;
 mod locate;
 mod machine;
+pub mod metadata;
 mod mirroring;
 mod not_yet;
 pub mod operator;

@@ -48,6 +48,5 @@ macro_rules! refused {
 
 refused! {
     memory_hotplug: "memory-hotplug",
-    mmds_config: "mmds-config",
     pmem: "pmem",
 }

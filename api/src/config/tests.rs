@@ -59,7 +59,7 @@ fn unknown_section_is_not_taken_for_a_missing_feature() {
 #[test]
 fn section_that_is_not_supported_yet_is_refused_by_name() {
     for (section, content) in
-        [("pmem", r#"[{"id": "root"}]"#), ("mmds-config", r#"{"network_interfaces": []}"#)]
+        [("pmem", r#"[{"id": "root"}]"#), ("memory-hotplug", r#"{"total_size_mib": 1024}"#)]
     {
         let message = error(&file(GOOD, &format!(", \"{section}\": {content}")));
         assert!(
@@ -135,6 +135,32 @@ fn mirror_settings_are_checked() {
     for (fields, expected) in cases {
         let message = error(&file(GOOD, &format!(r#", "mirror": {{{fields}}}"#)));
         assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn metadata_service_is_on_interfaces_that_there_are_at_a_link_local_address() {
+    let net = r#", "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0"}]"#;
+    let with = |mmds: &str| file(GOOD, &format!("{net}, \"mmds-config\": {mmds}"));
+    let mmds = parse(&with(r#"{"network_interfaces": ["eth0"]}"#)).unwrap().mmds.unwrap();
+    assert_eq!(
+        serde_json::to_string(&mmds).unwrap(),
+        r#"{"version":"V1","network_interfaces":["eth0"],"ipv4_address":"169.254.169.254","imds_compat":false}"#
+    );
+    for (wrong, reason) in [
+        (r#"{"network_interfaces": []}"#, "is empty"),
+        (
+            r#"{"network_interfaces": ["eth0", "eth1"]}"#,
+            "does not correspond to any existing network interface",
+        ),
+        (r#"{"network_interfaces": ["eth0"], "ipv4_address": "10.0.0.1"}"#, "is not link local"),
+        (r#"{"network_interfaces": ["eth0"], "ipv4_address": "169.254.0.7"}"#, "is not link local"),
+        (r#"{"network_interfaces": ["eth0"], "ipv4_address": "169.254.255.7"}"#, "is not link local"),
+        (r#"{"network_interfaces": ["eth0"], "ipv4_address": "x"}"#, "mmds-config.ipv4_address"),
+        (r#"{"network_interfaces": ["eth0"], "version": "V3"}"#, "mmds-config.version"),
+    ] {
+        let message = error(&with(wrong));
+        assert!(message.contains("mmds-config") && message.contains(reason), "{message}");
     }
 }
 

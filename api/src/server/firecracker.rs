@@ -33,7 +33,6 @@ const fn missing(method: &'static str, path: &'static str, why: &'static str) ->
     Operation { method, path, when: When::Always, missing: Some(why) }
 }
 
-const MMDS: &str = "there is no metadata service yet";
 const PMEM: &str = "there are no persistent memory devices; use a drive";
 const HOTPLUG: &str = "memory cannot be plugged in; give the guest what it needs and a balloon";
 const HINTING: &str = "free pages are not hinted; use free_page_reporting";
@@ -67,10 +66,10 @@ pub const OPERATIONS: &[Operation] = &[
     here("GET", "/machine-config"),
     before("PUT", "/machine-config"),
     before("PATCH", "/machine-config"),
-    missing("GET", "/mmds", MMDS),
-    missing("PUT", "/mmds", MMDS),
-    missing("PATCH", "/mmds", MMDS),
-    missing("PUT", "/mmds/config", MMDS),
+    here("GET", "/mmds"),
+    here("PUT", "/mmds"),
+    here("PATCH", "/mmds"),
+    before("PUT", "/mmds/config"),
     missing("GET", "/hotplug/memory", HOTPLUG),
     missing("PUT", "/hotplug/memory", HOTPLUG),
     missing("PATCH", "/hotplug/memory", HOTPLUG),

@@ -59,6 +59,11 @@ pub trait Instance: Send + Sync {
     /// Why it tells nothing.
     fn balloon_statistics(&self) -> Result<BalloonStats, String>;
 
+    /// The metadata that was put; `None` if there is none.
+    fn metadata(&self) -> Option<serde_json::Value> {
+        None
+    }
+
     /// Has something done; returns when it is.
     ///
     /// # Errors

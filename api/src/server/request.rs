@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use devices::rate_limiter::RateLimiterConfig;
+use serde_json::{Map, Value};
 use vmm::snapshot::SnapshotRequest;
 
 use super::types::SnapshotLoad;
@@ -40,6 +41,10 @@ pub enum Request {
     Balloon(u32),
     /// Look at the guest's statistics so often, in seconds.
     BalloonStatistics(u16),
+    /// Put metadata in the place of what is there.
+    PutMetadata(Map<String, Value>),
+    /// Change some of it (RFC 7386).
+    PatchMetadata(Map<String, Value>),
     /// Mirror the guest.
     Attach(Box<MirrorSection>),
     /// Mirror it otherwise.
@@ -86,7 +91,7 @@ impl Request {
     pub fn when(&self) -> When {
         match self {
             // A guest may be mirrored from its first instruction on, or later.
-            Self::Attach(_) | Self::Failover => When::Always,
+            Self::Attach(_) | Self::Failover | Self::PutMetadata(_) | Self::PatchMetadata(_) => When::Always,
             Self::Configure(_) | Self::Start | Self::Load(_) => When::Before,
             _ => When::After,
         }

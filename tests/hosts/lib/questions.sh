@@ -202,3 +202,18 @@ card_is_limited() {
         patch first /network-interfaces/eth0 "{ \"iface_id\": \"eth0\", \"tx_rate_limiter\": $no_limit }" &&
         ! takes_seconds 2.5 downloads_a_part
 }
+
+# Metadata that is put while the guest runs, and a session token that the guest keeps.
+reads_metadata() {
+    host "virtual-host request /tmp/first.sock PUT /mmds '{ \"latest\": { \"meta-data\": { \"instance-id\": \"i-77\" } } }'" || return 1
+    # shellcheck disable=SC2016 # the guest's shell's
+    guest 'ip route replace 169.254.169.254 dev eth0
+        printf "PUT /latest/api/token HTTP/1.0\r\nX-metadata-token-ttl-seconds: 3600\r\n\r\n" | nc 169.254.169.254 80 | tail -n 1 >/tmp/token' &&
+        metadata_is_there
+}
+metadata_is_there() {
+    local said
+    # shellcheck disable=SC2016 # the guest's shell's
+    said=$(guest 'wget -q -T 10 -O - --header "X-metadata-token: $(cat /tmp/token)" http://169.254.169.254/latest/meta-data/instance-id 2>&1')
+    [ "$said" = i-77 ] || { echo "it reads: $said"; return 1; }
+}

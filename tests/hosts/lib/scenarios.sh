@@ -75,6 +75,7 @@ configure() {
     { \"iface_id\": \"eth0\", \"host_dev_name\": \"$1\", \"guest_mac\": \"02:00:00:00:77:02\" }
   ],
   \"vsock\": { \"guest_cid\": 3, \"uds_path\": \"/tmp/vsock.first\" },
+  \"mmds-config\": { \"version\": \"V2\", \"network_interfaces\": [\"eth0\"] },
   \"entropy\": {},
   \"balloon\": { \"amount_mib\": 0, \"deflate_on_oom\": true, \"free_page_reporting\": true }${2:+,
   $2}
@@ -126,6 +127,7 @@ work_goes_on() {
     check "the qcow2 disk returns what was written" disk_is_whole qcow2 "$@"
     check "guest and host reach each other by vsock" vsock_works "${!#}"
     check "random numbers come from the host" random_numbers_come
+    check "the guest's metadata is what it was, and its session token good" metadata_is_there
     stop_clients
     check "memory that the guest kept is whole" kept_memory_is_whole
     check "memory that it gave back is good to use again" memory_is_used_again
@@ -146,6 +148,7 @@ scenario_boot() {
     check "the guest writes to its qcow2 disk" goes_on qcow2 first
     check "the qcow2 disk returns what was written" disk_is_whole qcow2 first
     check "random numbers come from the host" random_numbers_come
+    check "the guest reads metadata with a session token" reads_metadata
     check "the network card has a queue for each processor" card_has_queues 2
     check "what the guest does not need goes back to the host" memory_comes_back first
     check "memory that it gave back is good to use again" memory_is_used_again
@@ -177,6 +180,7 @@ scenario_snapshot() {
     start_guest
     check "comes up" comes_up || return 0
     check "the guest has memory that it keeps" keeps_memory || return 0
+    check "the guest reads metadata with a session token" reads_metadata || return 0
     check "clients are busy" clients_are_busy || return 0
     sleep 3
     moment=$EPOCHREALTIME
@@ -193,6 +197,7 @@ scenario_differential() {
     start_guest
     check "comes up" comes_up || return 0
     check "the guest has memory that it keeps" keeps_memory || return 0
+    check "the guest reads metadata with a session token" reads_metadata || return 0
     check "clients are busy" clients_are_busy || return 0
     check "a snapshot is taken while the guest runs" snapshot full || return 0
     check "the guest goes on" goes_on count first || return 0
@@ -212,6 +217,7 @@ scenario_failover() {
     check "comes up" comes_up || return 0
     check "is protected" within 90 told first protected || return 0
     check "the guest has memory that it keeps" keeps_memory || return 0
+    check "the guest reads metadata with a session token" reads_metadata || return 0
     check "what it does not need goes back to both hosts" memory_comes_back first second
     check "clients are busy" clients_are_busy || return 0
     sleep 3
@@ -232,6 +238,7 @@ scenario_switchover() {
     check "comes up" comes_up || return 0
     check "is protected" within 90 told first protected || return 0
     check "the guest has memory that it keeps" keeps_memory || return 0
+    check "the guest reads metadata with a session token" reads_metadata || return 0
     check "clients are busy" clients_are_busy || return 0
     sleep 3
     check "is handed over" switches_over || return 0

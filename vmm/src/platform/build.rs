@@ -2,6 +2,7 @@
 
 use std::io;
 
+use devices::metadata::Metadata;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockError};
@@ -23,6 +24,9 @@ pub enum DeviceCreateError {
     /// A network card.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// The metadata service.
+    #[error("cannot set up the metadata service: {0}")]
+    Metadata(io::Error),
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -38,17 +42,25 @@ pub enum DeviceCreateError {
 }
 
 /// Builds the devices that `config` names, in the order in which the guest finds them: drives, network cards, sockets,
-/// random numbers, balloon, console.
+/// random numbers, balloon, console. The guest reads what is in `metadata`.
 pub(super) fn devices(
     config: &DevicesConfig,
     returned: &Returned,
+    metadata: &Metadata,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceCreateError> {
     let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for drive in &config.drives {
         list.push(Box::new(Block::create(drive)?));
     }
+    let mut keeper = true;
     for net in &config.nets {
-        list.push(Box::new(Net::create(net)?));
+        let mut card = Net::create(net)?;
+        if let Some(service) = config.metadata.as_ref().filter(|service| service.interfaces.contains(&net.id))
+        {
+            card.serve_metadata(metadata, service, keeper).map_err(DeviceCreateError::Metadata)?;
+            keeper = false;
+        }
+        list.push(Box::new(card));
     }
     if let Some(vsock) = &config.vsock {
         list.push(Box::new(Vsock::create(vsock)?));

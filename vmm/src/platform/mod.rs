@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::exit_port::EXIT_PORT;
 use devices::i8042::{I8042_LEN, I8042_PORT};
+use devices::metadata::Metadata;
 use devices::power_switch::{POWER_SWITCH_LEN, PowerSwitch, SLEEP_CONTROL_PORT};
 use devices::serial::{SERIAL_IRQ, SERIAL_LEN, SERIAL_PORT};
 use devices::virtio::VirtioState;
@@ -90,6 +91,8 @@ pub(crate) struct Platform {
     pub(crate) mmio: Bus,
     pub(crate) serial: Arc<Mutex<SerialPort>>,
     pub(crate) virtio: VirtioDevices,
+    /// What the guest can read of the metadata service.
+    pub(crate) metadata: Metadata,
     /// The end that the guest has asked for.
     request: Arc<Mutex<Option<Exit>>>,
 }
@@ -121,8 +124,10 @@ impl Platform {
         let power_switch = PowerSwitch::new(move || on_off(Exit::PowerOff));
         pio.insert(SLEEP_CONTROL_PORT, POWER_SWITCH_LEN, Arc::new(Mutex::new(power_switch)))?;
         let mut mmio = Bus::new();
-        let virtio = VirtioDevices::attach(build::devices(config, returned)?, ram, vm, &mut mmio)?;
-        Ok(Self { pio, mmio, serial, virtio, request })
+        let metadata = Metadata::default();
+        let list = build::devices(config, returned, &metadata)?;
+        let virtio = VirtioDevices::attach(list, ram, vm, &mut mmio)?;
+        Ok(Self { pio, mmio, serial, virtio, metadata, request })
     }
 
     /// The end that the guest has asked for since the last call.

@@ -25,6 +25,7 @@ use crate::metrics::count_requests;
 mod configuration;
 mod devices;
 mod machine;
+mod metadata;
 mod metrics;
 mod mirror;
 mod snapshot;
@@ -44,6 +45,7 @@ type Shared = State<Arc<dyn Instance>>;
         (name = "instance", description = "The process and its guest"),
         (name = "configuration", description = "What to run, before it runs"),
         (name = "devices", description = "Devices, also while the guest runs"),
+        (name = "metadata", description = "What the guest reads from its metadata service"),
         (name = "snapshot", description = "The guest in files"),
         (name = "mirror", description = "The guest's standby"),
         (name = "metrics", description = "Figures")
@@ -71,6 +73,8 @@ fn everything() -> OpenApiRouter<Arc<dyn Instance>> {
         .routes(routes!(devices::put_net, devices::patch_net))
         .routes(routes!(devices::balloon, devices::put_balloon, devices::patch_balloon))
         .routes(routes!(devices::balloon_statistics, devices::patch_balloon_statistics))
+        .routes(routes!(metadata::metadata, metadata::put, metadata::patch))
+        .routes(routes!(metadata::configure))
         .routes(routes!(snapshot::create, snapshot::progress, snapshot::cancel))
         .routes(routes!(snapshot::load))
         .routes(routes!(mirror::status, mirror::attach, mirror::retune, mirror::detach))

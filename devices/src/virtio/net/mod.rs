@@ -8,6 +8,7 @@ mod announce;
 pub mod config;
 mod control;
 mod receive;
+mod service;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -30,11 +31,13 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use config::{MAX_QUEUE_PAIRS, Mac, NetConfig};
+pub use service::ServiceState;
 pub use tap::{TapError, queue_pairs};
 
 use self::announce::{Announcer, rarp};
 use self::control::Command;
 use self::receive::{MAX_FRAME, Pause, Receiver};
+use self::service::Service;
 use self::tap::{Tap, offload};
 use super::chain::Chain;
 use super::counters::{DeviceCounters, NetCounters};
@@ -44,6 +47,7 @@ use super::iovec::IoVecs;
 use super::queue::VirtQueue;
 use super::slot::RestoreError;
 use super::state::DeviceState;
+use crate::metadata::{Metadata, MetadataConfig};
 use crate::rate_limiter::{RateLimiter, RateLimiterConfig};
 use crate::timer::Timer;
 
@@ -74,6 +78,8 @@ pub struct NetState {
     pub receive_limits: RateLimiterConfig,
     /// The limits in force on what it sends.
     pub send_limits: RateLimiterConfig,
+    /// The metadata service, if it is on this card.
+    pub service: Option<ServiceState>,
 }
 
 /// Why a network card cannot be had.
@@ -127,6 +133,8 @@ pub struct Net {
     receive_limiter: RateLimiter,
     send_limiter: RateLimiter,
     counters: Arc<NetCounters>,
+    /// The metadata service, if it is on this card.
+    service: Option<Service>,
     /// Set when a batch has ended and more is to be done.
     again: EventFd,
 }
@@ -167,8 +175,24 @@ impl Net {
             receive_limiter: limiter(&config.receive_limits).map_err(timer)?,
             send_limiter: limiter(&config.send_limits).map_err(timer)?,
             counters: Arc::default(),
+            service: None,
             again: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(timer)?,
         })
+    }
+
+    /// Puts the metadata service that `config` describes on the card, from its start on; `keeper`: it saves what is in
+    /// `metadata`.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn serve_metadata(
+        &mut self,
+        metadata: &Metadata,
+        config: &MetadataConfig,
+        keeper: bool,
+    ) -> io::Result<()> {
+        self.service = Some(Service::new(metadata, config, self.mtu.unwrap_or(1500), keeper)?);
+        Ok(())
     }
 
     /// Other limits from now on; what the changes do not name stays as it is. [`attend`](VirtioDevice::attend) must follow.
@@ -210,6 +234,11 @@ impl Net {
         }
         queue.silence()?;
         let mut frames = 0;
+        if index == 0
+            && let Some(service) = &mut self.service
+        {
+            frames = service.deliver(&mut pair.receiver, queue, longest, mergeable, BATCH)?;
+        }
         while pair.readable {
             if frames == BATCH {
                 self.again();
@@ -238,32 +267,42 @@ impl Net {
         if frames > 0 { Ok(queue.notify()?) } else { Ok(()) }
     }
 
-    /// Takes the frames that the guest wants to send by pair `index`.
+    /// Takes the frames that the guest wants to send by pair `index`. Those for the metadata service go there at once:
+    /// nobody outside ever sees them.
     fn take(&mut self, index: usize, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {
         let (Some(pair), Some(queue)) = (self.pairs.get_mut(index), queues.get_mut(2 * index + 1)) else {
             return Ok(());
         };
+        let mut service = self.service.as_mut().filter(|_| self.policy != OutputPolicy::Freeze);
         let size = usize::from(queue.size());
-        let mut frames = 0;
+        let (mut frames, mut served) = (0, false);
         loop {
             queue.silence()?;
             while frames < BATCH
                 && let Some(chain) = queue.pop()?
             {
+                frames += 1;
+                if service.as_mut().is_some_and(|service| service.take(&chain)) {
+                    queue.complete(chain.head(), 0)?;
+                    served = true;
+                    continue;
+                }
                 if pair.held.len() >= size {
                     return Err(DeviceError::Request("more frames in flight than the queue is long"));
                 }
                 pair.held.push(chain);
-                frames += 1;
             }
-            if frames == BATCH {
-                self.again();
-                return Ok(());
-            }
-            if !queue.listen()? {
-                return Ok(());
+            if frames == BATCH || !queue.listen()? {
+                break;
             }
         }
+        if served {
+            queue.notify()?;
+        }
+        if frames == BATCH {
+            self.again();
+        }
+        if served { self.receive(0, queues) } else { Ok(()) }
     }
 
     /// Sends what may be sent by pair `index`.
@@ -306,6 +345,11 @@ impl Net {
     }
 
     fn work(&mut self, index: usize, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {
+        if index == 0
+            && let Some(service) = &mut self.service
+        {
+            service.work();
+        }
         self.receive(index, queues)?;
         self.send(index, queues)?;
         self.take(index, queues)?;
@@ -472,6 +516,9 @@ impl VirtioDevice for Net {
         self.accepted = 0;
         self.asked_driver = false;
         self.in_use = 1;
+        if let Some(service) = &mut self.service {
+            service.reset();
+        }
         for pair in &mut self.pairs {
             pair.receiver.clear();
             pair.held.clear();
@@ -499,6 +546,9 @@ impl VirtioDevice for Net {
         add(self.announce_timer.as_raw_fd());
         add(self.receive_limiter.fd());
         add(self.send_limiter.fd());
+        if let Some(service) = &self.service {
+            add(service.fd());
+        }
         sources
     }
 
@@ -511,6 +561,9 @@ impl VirtioDevice for Net {
         let _ = self.again.read();
         self.receive_limiter.clear_timer();
         self.send_limiter.clear_timer();
+        if let Some(service) = &self.service {
+            service.clear_timer();
+        }
         self.everything(queues)?;
         if self.policy != OutputPolicy::Pass || !self.announcer.is_active() {
             self.announce_timer.clear();
@@ -563,6 +616,9 @@ impl VirtioDevice for Net {
         state.pairs = self.in_use;
         state.receive_limits = self.receive_limiter.limits();
         state.send_limits = self.send_limiter.limits();
+        if let Some(service) = &self.service {
+            service.save(state.service.get_or_insert_with(|| service.room()));
+        }
         let lists = state.receiving.iter_mut().zip(&mut state.sending);
         for (pair, (receiving, sending)) in self.pairs.iter_mut().zip(lists) {
             receiving.clear();
@@ -583,6 +639,14 @@ impl VirtioDevice for Net {
         let now = Instant::now();
         self.receive_limiter.set(&state.receive_limits, now);
         self.send_limiter.set(&state.send_limits, now);
+        let restored = match (&mut self.service, &state.service) {
+            (Some(service), Some(state)) => service.restore(state, !queues.is_empty()),
+            (None, None) => true,
+            _ => false,
+        };
+        if !restored {
+            return Err(wrong("its metadata service is another"));
+        }
         if queues.is_empty() {
             return Ok(());
         }

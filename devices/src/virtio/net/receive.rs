@@ -77,6 +77,35 @@ impl Receiver {
         Ok(Ok(count))
     }
 
+    /// Gives the guest `frame`, which comes from within and has no header yet. One that it has no buffer of its length
+    /// for is lost.
+    pub(super) fn deliver(
+        &mut self,
+        frame: &[u8],
+        queue: &mut VirtQueue,
+        longest: u32,
+        mergeable: bool,
+    ) -> Result<Result<(), Pause>, DeviceError> {
+        let len = HEADER + frame.len() as u32;
+        if !self.prepare(queue, longest.max(len), mergeable)? || (mergeable && self.room < len) {
+            return Ok(Err(Pause::NoBuffers));
+        }
+        let fits = self.chains.front().is_some_and(|chain| chain.writable_len() >= len);
+        if !mergeable && !fits {
+            return Ok(Ok(()));
+        }
+        let mut rest: &[u8] = &[&[0; HEADER as usize], frame].concat();
+        for chain in &self.chains {
+            let written = chain.write(0, rest);
+            rest = &rest[written..];
+            if rest.is_empty() {
+                break;
+            }
+        }
+        self.use_chains(queue, len, mergeable)?;
+        Ok(Ok(()))
+    }
+
     /// Takes chains until a frame of any length finds room; says whether there is any room at all.
     fn prepare(&mut self, queue: &mut VirtQueue, longest: u32, mergeable: bool) -> Result<bool, DeviceError> {
         while self.chains.is_empty() || (mergeable && self.room < longest) {

@@ -8,6 +8,8 @@ mod tap {
     };
 
     use super::super::*;
+    use crate::metadata::tests::{Client, config as service, metadata};
+    use crate::metadata::{DEFAULT_ADDRESS, MetadataVersion};
     use crate::rate_limiter::TokenBucketConfig;
     use crate::virtio::driver::Driver;
     use crate::virtio::driver::tap::{Outside, alone};
@@ -365,6 +367,149 @@ mod tap {
             assert!(error(&config("a name that is too long")).contains("1 to 15 characters"));
             let _first = Net::create(&config("card")).unwrap();
             assert!(error(&config("card")).contains("another process uses it"), "{}", error(&config("card")));
+        });
+    }
+
+    /// A card with the metadata service on it.
+    fn card_with_service(tap: &str, metadata: &Metadata) -> Net {
+        let mut card = Net::create(&config(tap)).unwrap();
+        card.serve_metadata(metadata, &service(MetadataVersion::V1), true).unwrap();
+        card
+    }
+
+    /// The client's frames leave by the driver's queue, and come back in its buffers.
+    struct Guest {
+        driver: Driver,
+        client: Client,
+        buffers: Vec<(u16, u64)>,
+    }
+
+    impl Guest {
+        fn new(driver: Driver, number: u16) -> Self {
+            let mut guest = Self { driver, client: Client::new(number), buffers: Vec::new() };
+            for _ in 0..64 {
+                // So short that an answer needs several.
+                let buffer = guest.driver.add(RECEIVE, &[], &[200]);
+                guest.buffers.push((buffer.head, buffer.writable[0].0));
+            }
+            guest.driver.ring(RECEIVE);
+            guest
+        }
+
+        fn turn(&mut self) {
+            let mut frames: Vec<Vec<u8>> = Vec::new();
+            let mut more = 0;
+            for (head, len) in self.driver.used(RECEIVE) {
+                let address = self.buffers.iter().find(|buffer| buffer.0 == head).unwrap().1;
+                let bytes = self.driver.read(address, len as usize);
+                if more == 0 {
+                    more = u16::from_le_bytes([bytes[10], bytes[11]]);
+                    frames.push(bytes[HEADER as usize..].to_vec());
+                } else {
+                    frames.last_mut().unwrap().extend(bytes);
+                }
+                more -= 1;
+                self.driver.make_available(RECEIVE, head);
+            }
+            self.driver.ring(RECEIVE);
+            for frame in self.client.turn(frames) {
+                self.driver.add(SEND, &[&with_header(&frame)], &[]);
+                self.driver.ring(SEND);
+                assert_eq!(self.driver.used(SEND).len(), 1, "it is not held");
+            }
+        }
+
+        fn until(&mut self, done: impl Fn(&Client) -> bool) {
+            let until = Instant::now() + LONG;
+            while !done(&self.client) {
+                assert!(Instant::now() < until, "{}", self.client.answer());
+                self.turn();
+            }
+        }
+
+        fn ask(&mut self) -> String {
+            self.until(Client::is_open);
+            self.client.say("GET /latest/meta-data/ami-id HTTP/1.0\r\n\r\n");
+            self.until(Client::is_over);
+            self.client.answer()
+        }
+    }
+
+    #[test]
+    fn guest_reads_metadata_at_once_under_any_policy_and_nobody_outside_sees_it() {
+        alone(|| {
+            let card = card_with_service("card", &metadata());
+            let outside = Outside::on("card");
+            let driver = Driver::start(Box::new(card), 0);
+            driver.mmio.slot().set_output(OutputPolicy::Hold);
+            let mut guest = Guest::new(driver, 1);
+            assert!(guest.ask().ends_with("\r\n\r\nami-1"));
+            assert!(!guest.driver.mmio.slot().output_waits());
+            assert!(guest.driver.check_changes_are_marked() > 0);
+            guest.driver.mmio.slot().set_output(OutputPolicy::Pass);
+            guest.driver.mmio.slot().attend();
+            // What is for somebody else goes its way.
+            let mut other = frame(1, 60);
+            other[12..14].copy_from_slice(&[8, 0]);
+            guest.driver.add(SEND, &[&with_header(&other)], &[]);
+            guest.driver.ring(SEND);
+            assert_eq!(outside.receive(2, SHORT), [other]);
+        });
+    }
+
+    #[test]
+    fn guest_asks_who_has_the_address_and_a_card_without_the_service_asks_outside() {
+        alone(|| {
+            let mut request = frame(0, 60);
+            request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+            request[28..32].copy_from_slice(&[10, 0, 0, 2]);
+            request[38..42].copy_from_slice(&DEFAULT_ADDRESS.octets());
+            let ask = |driver: &mut Driver| {
+                let buffer = driver.add(RECEIVE, &[], &[2048]);
+                driver.ring(RECEIVE);
+                driver.add(SEND, &[&with_header(&request)], &[]);
+                driver.ring(SEND);
+                let used = driver.used(RECEIVE);
+                used.first().map(|&(_, len)| driver.read(buffer.writable[0].0 + 12, len as usize - 12))
+            };
+            let mut driver = Driver::start(Box::new(card_with_service("card", &metadata())), 0);
+            let answer = ask(&mut driver).expect("an answer");
+            assert_eq!(answer[..6], request[6..12]);
+            assert_eq!(answer[20..22], [0, 2], "it is a reply");
+            assert_eq!(answer[28..32], DEFAULT_ADDRESS.octets());
+            assert_eq!(answer[38..42], [10, 0, 0, 2]);
+
+            let (mut driver, outside) = start("plain", 0);
+            assert_eq!(ask(&mut driver), None);
+            assert_eq!(outside.receive(1, LONG), [request.clone()]);
+        });
+    }
+
+    #[test]
+    fn successor_tells_the_same_metadata_and_resets_the_connections_under_way() {
+        alone(|| {
+            let driver = Driver::start(Box::new(card_with_service("old", &metadata())), 0);
+            let mut guest = Guest::new(driver, 1);
+            guest.until(Client::is_open);
+            let Guest { driver, client, buffers } = guest;
+            let driver = driver.fail_over(Box::new(card_with_service("new", &Metadata::default())));
+            let mut guest = Guest { driver, client, buffers };
+            guest.until(|client| !client.is_open());
+            guest.client = Client::new(2);
+            assert!(guest.ask().ends_with("\r\n\r\nami-1"));
+        });
+    }
+
+    #[test]
+    fn state_of_a_card_with_the_service_is_none_of_one_without() {
+        alone(|| {
+            let driver = Driver::start(Box::new(card_with_service("old", &metadata())), 0);
+            let mut state = crate::virtio::VirtioState::default();
+            let mut driver = driver;
+            driver.mmio.save(&mut state);
+            let mut plain = driver.replace(|| Box::new(Net::create(&config("new")).unwrap()));
+            let error = plain.mmio.restore(&state).unwrap_err().to_string();
+            assert!(error.contains("its metadata service is another"), "{error}");
         });
     }
 }
