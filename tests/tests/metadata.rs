@@ -50,7 +50,7 @@ mod kvm {
         assert_eq!(status, 404);
         assert!(said.contains("fault_message"), "{said}");
         api.refuses("PATCH", "/mmds", r#"{"a": 1}"#, "not initialized");
-        api.refuses("PUT", "/mmds", "[1]", "expected a map");
+        api.refuses("PUT", "/mmds", "[1]", "send an object");
         api.does("PUT", "/mmds", r#"{"a": {"b": 1, "c": 2}}"#);
         api.does("PATCH", "/mmds", r#"{"a": {"b": null}, "d": "e"}"#);
         api.refuses("PATCH", "/mmds", r#"{"f": "01234567890123456789"}"#, "at most 40 are kept");

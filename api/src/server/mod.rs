@@ -5,12 +5,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::process::umask;
 use thiserror::Error;
+use tokio::sync::oneshot;
 use vmm::DeviceLimits;
 
 pub mod firecracker;
@@ -98,10 +100,15 @@ pub enum ServerError {
     },
 }
 
-/// A running API server. Its socket is removed when this is dropped.
+/// How long the answers may take that are under way when a server ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// A running API server. When this is dropped its socket is removed, and who waits for an answer gets it.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    end: Option<oneshot::Sender<()>>,
+    ended: Receiver<()>,
 }
 
 impl Server {
@@ -112,15 +119,22 @@ impl Server {
     /// [`ServerError`]
     pub fn start(path: &Path, instance: Arc<dyn Instance>, max_body: usize) -> Result<Self, ServerError> {
         let listener = bind(path)?;
-        let server = Self { path: path.into() };
+        let (end, told) = oneshot::channel();
+        let (over, ended) = channel();
+        let server = Self { path: path.into(), end: Some(end), ended };
         let fail = |source| ServerError::Bind { path: path.into(), source };
         listener.set_nonblocking(true).map_err(fail)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(fail)?;
         let serve = move || {
             let outcome: io::Result<()> = runtime.block_on(async {
                 let listener = tokio::net::UnixListener::from_std(listener)?;
-                axum::serve(listener, routes::router(instance, max_body)).await
+                // Also when nobody can tell any more.
+                let told = async { drop(told.await) };
+                axum::serve(listener, routes::router(instance, max_body)).with_graceful_shutdown(told).await
             });
+            // Whoever ended the server does not wait for ever.
+            let _ = over.send(());
+            runtime.shutdown_background();
             if let Err(error) = outcome {
                 eprintln!("api: the server has ended: {error}");
             }
@@ -134,6 +148,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Somebody may have removed it already.
         let _ = std::fs::remove_file(&self.path);
+        // The process may end with this: of a switchover, for instance, the answer is still on its way.
+        if let Some(end) = self.end.take().filter(|end| !end.is_closed()) {
+            let _ = end.send(());
+            let _ = self.ended.recv_timeout(LAST_ANSWERS);
+        }
     }
 }
 

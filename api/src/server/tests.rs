@@ -1,10 +1,19 @@
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+use std::sync::mpsc::Sender;
 
 use super::*;
 use crate::client::{self, ClientError};
 
 #[derive(Default)]
-struct Unmirrored(Meters);
+struct Unmirrored(Meters, Option<Handover>);
+
+/// A switchover that begins, and ends when it may.
+struct Handover {
+    begins: Sender<()>,
+    may_end: Mutex<Receiver<()>>,
+}
 
 impl Instance for Unmirrored {
     fn info(&self) -> InstanceInfo {
@@ -32,7 +41,10 @@ impl Instance for Unmirrored {
     }
 
     fn switchover(&self) -> Result<Duration, String> {
-        Err("no".into())
+        let handover = self.1.as_ref().ok_or("no")?;
+        handover.begins.send(()).unwrap();
+        handover.may_end.lock().unwrap().recv().unwrap();
+        Ok(Duration::from_millis(7))
     }
 }
 
@@ -88,4 +100,33 @@ fn socket_in_use_is_refused_and_one_left_behind_is_replaced() {
     drop(UnixListener::bind(&left_behind).unwrap());
     let _server = Server::start(&left_behind, Arc::new(Unmirrored::default()), MAX_BODY).unwrap();
     client::get::<InstanceInfo>(&left_behind, "/").unwrap();
+}
+
+#[test]
+fn answer_that_is_under_way_when_the_server_ends_arrives() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let (begins, begun) = channel();
+    let (end, may_end) = channel();
+    let handover = Handover { begins, may_end: Mutex::new(may_end) };
+    let server =
+        Server::start(&path, Arc::new(Unmirrored(Meters::default(), Some(handover))), MAX_BODY).unwrap();
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(b"PUT /mirror/switchover HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").unwrap();
+    begun.recv().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // The server has begun to end.
+            while path.exists() {
+                thread::yield_now();
+            }
+            end.send(()).unwrap();
+        });
+        drop(server);
+        // A process that ends now would send nothing more.
+        client.set_nonblocking(true).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(r#"{"pause_us":7000}"#), "{answer}");
+    });
 }

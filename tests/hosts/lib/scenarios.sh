@@ -1,11 +1,13 @@
 # The scenarios of the drill "linux": what is done to the guest, and what must hold then. Everything is seen from outside; the
 # virtual host is told what to do by `host`.
 
-# The name of the scenario that runs, and whether its guest has crashed by the emulation's fault (see README.md): then it
-# is run once more. A guest that crashes again, or in the process that has taken it over, has failed.
+# The name of the scenario that runs, and whether its guest, or the virtual host itself, has crashed by the emulation's fault
+# (see README.md): then it is run once more. A guest that crashes again, or in the process that has taken it over, has
+# failed; so has a scenario whose host crashes twice.
 scenario=
 crashed=false
 repeated=false
+host_crashes=0
 
 # since MOMENT: milliseconds since a moment of $EPOCHREALTIME.
 since() { awk -v start="$1" -v now="$EPOCHREALTIME" 'BEGIN { print int((now - start) * 1000) }'; }
@@ -17,6 +19,11 @@ check() {
     ! $crashed || return 1
     if said=$("$@" 2>&1); then
         report_check linux "$scenario" true "$text"
+    elif host_has_crashed && [ "$host_crashes" = 0 ]; then
+        say "$scenario is run once more: the kernel of the virtual host has crashed (its console: $linux_dir/console.crashed.log)"
+        host_crashes=1
+        crashed=true
+        return 1
     elif ! $repeated && told first ended | grep -q 'triple fault'; then
         say "$scenario is run once more: its guest has crashed in the process in which it began ($text)"
         crashed=true
@@ -30,7 +37,12 @@ check() {
 # run_scenario NAME: from a new guest's disk to the end of all its processes. What they said stays in $linux_dir/NAME.
 run_scenario() {
     repeated=false
+    host_crashes=0
     run_scenario_once "$1"
+    if $crashed && host_has_crashed; then
+        restart_host || return
+        run_scenario_once "$1"
+    fi
     if $crashed; then
         repeated=true
         run_scenario_once "$1"
@@ -44,7 +56,8 @@ run_scenario_once() {
     rm -rf "$clients"
     mkdir -p "$clients"
     ping_every_ms=200
-    host 'cp /guest/linux.ext4 /tmp/root.ext4 && cp /guest/linux.qcow2 /tmp/qcow2' || return 0
+    check "the virtual host has disks for it" \
+        host 'cp /guest/linux.ext4 /tmp/root.ext4 && cp /guest/linux.qcow2 /tmp/qcow2' || return 0
     "scenario_$scenario"
     stop_clients
     for side in first second; do
@@ -53,7 +66,7 @@ run_scenario_once() {
         done
     done
     host 'for side in first second calls; do finish $side; done
-        cd /tmp && rm -rf first.* second.* calls.* vsock.* root.ext4 qcow2 spare.* witness* snapshot* standby.sock'
+        cd /tmp && rm -rf first.* second.* calls.* vsock.* root.ext4 qcow2 spare.* witness* snapshot* standby.sock' || true
 }
 
 # configure TAP [MIRROR]: the guest's configuration, with its first network card on TAP and with the text MIRROR as its last
