@@ -14,6 +14,9 @@ use tests::process::{Process, configuration, understudy};
 /// The exit status of what was ended by a signal.
 const INTERRUPTED: i32 = 130;
 
+/// Nothing here depends on how soon a silent side is noticed.
+const PATIENT_HEARTBEATS: &[&str] = &["--heartbeat-ms", "200", "--heartbeat-misses", "25"];
+
 /// A folder for sockets and files.
 struct Place(tempfile::TempDir);
 
@@ -56,6 +59,12 @@ impl Place {
         let (subcommand, more) = arguments.split_first().unwrap();
         let mut command = Command::new(understudy());
         command.args([subcommand, "--api-sock", &self.at(name)]).args(more).output().unwrap()
+    }
+
+    /// Has the guest at `name` mirrored to `standby`. A machine that is busy with other tests is not taken for dead.
+    fn attached(&self, name: &str, standby: &str, more: &[&str]) -> String {
+        let attach = [&["attach", "--standby", standby], PATIENT_HEARTBEATS, more].concat();
+        self.succeeds(name, &attach)
     }
 
     fn succeeds(&self, name: &str, arguments: &[&str]) -> String {
@@ -148,7 +157,7 @@ mod kvm {
 
         let standby = place.standby("a", &["--witness", &witness]);
         let address = format!("unix:{}", place.at("a"));
-        let attached = place.succeeds("first", &["attach", "--standby", &address, "--witness", &witness]);
+        let attached = place.attached("first", &address, &["--witness", &witness]);
         assert!(attached.contains("is protected by unix:"), "{attached}");
         assert_eq!(place.status("first")["mirror"]["phase"], "lockstep");
         assert!(place.refused("first", &["attach", "--standby", &address]).contains("mirrored already"));
@@ -169,7 +178,7 @@ mod kvm {
         counts_on(&second);
         let standby = place.standby("b", &[]);
         let address = format!("unix:{}", place.at("b"));
-        place.succeeds("second", &["attach", "--standby", &address, "--interval-ms", "5"]);
+        place.attached("second", &address, &["--interval-ms", "5"]);
         counts_on(&second);
         second.signal(Signal::KILL);
         place.await_status("b.api", "/mirror/phase", "orphaned");
@@ -189,7 +198,7 @@ mod kvm {
         ]);
         third.await_api(&place.path("third"));
         let _standby = place.standby("c", &[]);
-        place.succeeds("third", &["attach", "--standby", &format!("unix:{}", place.at("c"))]);
+        place.attached("third", &format!("unix:{}", place.at("c")), &[]);
         assert!(place.succeeds("third", &["detach"]).contains("WITHOUT PROTECTION"));
         counts_on(&third);
         assert_contiguous(&(at_snapshot + &third.console.text()));
@@ -203,12 +212,13 @@ mod kvm {
         let guest = place.run("api", 768);
         let _standby = place.standby("standby", &[]);
         let address = format!("unix:{}", place.at("standby"));
-        assert_eq!(place.interrupted("api", &["attach", "--standby", &address]), Some(INTERRUPTED));
+        let attach = [&["attach", "--standby", &address], PATIENT_HEARTBEATS].concat();
+        assert_eq!(place.interrupted("api", &attach), Some(INTERRUPTED));
         counts_on(&guest);
         assert_contiguous(&guest.console.text());
         assert_ne!(place.status("api")["mirror"]["phase"], "lockstep");
         // Nothing of it is in the way of the next.
-        place.succeeds("api", &["attach", "--standby", &address]);
+        place.attached("api", &address, &[]);
     }
 
     #[test]

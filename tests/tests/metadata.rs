@@ -97,7 +97,7 @@ mod kvm {
             let arguments = ["run", "--api-sock", &socket, "--metadata", &file, "--mmds-size-limit", limit];
             let mut process = Process::start(&arguments);
             assert_eq!(process.wait().code(), Some(78), "{text}");
-            assert!(process.errors.text().contains(reason), "{}", process.errors.text());
+            process.errors.await_text(|text| text.contains(reason));
         }
     }
 }
