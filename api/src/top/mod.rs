@@ -7,19 +7,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use thiserror::Error;
 
 use crate::cli::SocketOptions;
-use crate::client::{self, ClientError, Method};
+use crate::client::{self, ClientError};
 use crate::exit::ExitStatus;
 use crate::long::Interrupt;
-use crate::server::types::{Vm, VmState};
-use crate::server::{InstanceInfo, MirrorStatus, Switchover};
+use crate::server::{InstanceInfo, MirrorStatus};
 
+mod keys;
 mod model;
 mod view;
 
+use keys::{Order, Step, step};
 use model::{Model, Sample};
 use view::Footer;
 
@@ -28,9 +29,6 @@ const SAMPLING: Duration = Duration::from_millis(250);
 
 /// How long a key, an answer or a signal may wait.
 const GLANCE: Duration = Duration::from_millis(50);
-
-/// How long an order may take.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Why there is no live view.
 #[derive(Debug, Error)]
@@ -114,24 +112,6 @@ struct View {
     heard: Receiver<Heard>,
 }
 
-/// What a key leads to.
-#[derive(Debug, PartialEq, Eq)]
-enum Step {
-    Nothing,
-    Quit,
-    Show(Footer),
-    Do(Order),
-}
-
-/// What can be ordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
-    State(VmState),
-    Switchover,
-}
-
-const SWITCHOVER: &str = "Let the standby run the guest from now on?";
-
 impl View {
     fn run(mut self, terminal: &mut DefaultTerminal, interrupt: &Interrupt) -> io::Result<ExitStatus> {
         loop {
@@ -141,7 +121,7 @@ impl View {
                 && let Event::Key(key) = event::read()?
                 && key.kind == KeyEventKind::Press
             {
-                match step(key, &self.footer) {
+                match step(key, &self.footer, self.model.orders()) {
                     Step::Nothing => {}
                     Step::Quit => return Ok(ExitStatus::Success),
                     Step::Show(footer) => self.footer = footer,
@@ -166,48 +146,12 @@ impl View {
         self.footer = Footer::Said("asked …".into());
         let (socket, tell) = (self.socket.clone(), self.tell.clone());
         thread::Builder::new().name("order".into()).spawn(move || {
-            let words =
-                carry_out(&socket, order).unwrap_or_else(|error| format!("not done: {}", brief(error)));
+            let words = order.carry_out(&socket);
+            let words = words.unwrap_or_else(|error| format!("not done: {}", brief(error)));
             // The view may have been left.
             let _ = tell.send(Heard::Done(words));
         })?;
         Ok(())
-    }
-}
-
-fn step(key: KeyEvent, footer: &Footer) -> Step {
-    if key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL) {
-        return Step::Quit;
-    }
-    match (footer, key.code) {
-        (Footer::Question(_), KeyCode::Char('y')) => Step::Do(Order::Switchover),
-        (Footer::Question(_), _) => Step::Show(Footer::Keys),
-        (_, KeyCode::Char('q')) => Step::Quit,
-        (_, KeyCode::Char('p')) => Step::Do(Order::State(VmState::Paused)),
-        (_, KeyCode::Char('r')) => Step::Do(Order::State(VmState::Resumed)),
-        (_, KeyCode::Char('s')) => Step::Show(Footer::Question(SWITCHOVER)),
-        (Footer::Said(_), _) => Step::Show(Footer::Keys),
-        _ => Step::Nothing,
-    }
-}
-
-fn carry_out(socket: &Path, order: Order) -> Result<String, ClientError> {
-    match order {
-        Order::State(state) => {
-            client::send(socket, Method::PATCH, "/vm", &Vm { state }, PATIENCE)?;
-            let words = match state {
-                VmState::Paused => "the guest stands still",
-                VmState::Resumed => "the guest runs",
-            };
-            Ok(words.into())
-        }
-        Order::Switchover => {
-            let done: Switchover = client::put(socket, "/mirror/switchover", PATIENCE)?;
-            Ok(format!(
-                "the standby runs the guest; it stood still for {:.1} ms",
-                done.pause_us as f64 / 1000.0
-            ))
-        }
     }
 }
 

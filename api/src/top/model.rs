@@ -7,6 +7,7 @@ use mirror::memory::PAGE_SIZE;
 use mirror::shell::metrics::Summary;
 use mirror::shell::primary;
 
+use super::keys::{Order, orders};
 use crate::server::{InstanceInfo, MirrorStatus};
 
 /// Points of a curve that are kept: more than a terminal has columns.
@@ -110,6 +111,11 @@ pub(super) struct Model {
 }
 
 impl Model {
+    /// What can be ordered of the process, as far as is known.
+    pub(super) fn orders(&self) -> &'static [Order] {
+        self.now().map_or(&[], |sample| orders(sample.mirror.as_ref()))
+    }
+
     /// The newest sample.
     pub(super) fn now(&self) -> Option<&Sample> {
         self.samples.back()

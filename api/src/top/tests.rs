@@ -3,6 +3,7 @@ use mirror::shell::metrics::{PauseSummary, Summary};
 use mirror::shell::{primary, standby};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::*;
 use crate::server::InstanceState;
@@ -114,9 +115,8 @@ fn seeding_has_a_bar_with_its_part() {
     assert!(screen.contains("seeding round 2") && screen.contains("50% of 100 pages"), "{screen}");
 }
 
-#[test]
-fn standby_and_guest_without_one_are_shown_too() {
-    let status = standby::Status {
+fn shadowing() -> standby::Status {
+    standby::Status {
         role: "standby".into(),
         phase: "shadowing".into(),
         listen: "unix:/run/standby".parse().unwrap(),
@@ -125,9 +125,13 @@ fn standby_and_guest_without_one_are_shown_too() {
         epoch: Epoch(77),
         witness: false,
         sense: mirror::wire::message::Sense::default(),
-    };
+    }
+}
+
+#[test]
+fn standby_and_guest_without_one_are_shown_too() {
     let mut model = Model::default();
-    model.take(sample(Instant::now(), 0, Some(MirrorStatus::Standby(Box::new(status)))));
+    model.take(sample(Instant::now(), 0, Some(MirrorStatus::Standby(Box::new(shadowing())))));
     let shown = screen(&model, &Footer::Keys, 80, 24);
     assert!(shown.contains("shadowing") && shown.contains("epoch 77"), "{shown}");
     let mut model = Model::default();
@@ -147,18 +151,42 @@ fn last_figures_stay_when_nobody_answers_and_it_is_said() {
 fn any_size_of_terminal_is_drawn_on() {
     let model = after_lockstep(5);
     for (width, height) in [(1, 1), (2, 24), (20, 5), (80, 8), (119, 24), (500, 200)] {
-        screen(&model, &Footer::Question(SWITCHOVER), width, height);
+        screen(&model, &Footer::Question(Order::Switchover), width, height);
     }
 }
 
 #[test]
-fn switchover_is_asked_for_twice_and_everything_else_says_no() {
+fn what_cannot_be_taken_back_is_asked_for_twice_and_everything_else_says_no() {
     let press = |letter| KeyEvent::new(KeyCode::Char(letter), KeyModifiers::NONE);
-    let asked = step(press('s'), &Footer::Keys);
-    let Step::Show(question @ Footer::Question(_)) = asked else { panic!("{asked:?}") };
-    assert_eq!(step(press('y'), &question), Step::Do(Order::Switchover));
-    assert_eq!(step(press('s'), &question), Step::Show(Footer::Keys));
-    assert_eq!(step(press('y'), &Footer::Keys), Step::Nothing);
-    assert_eq!(step(press('q'), &Footer::Keys), Step::Quit);
-    assert_eq!(step(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL), &question), Step::Quit);
+    for order in [Order::Switchover, Order::Promote] {
+        let question = Footer::Question(order);
+        let letter = order.key().0;
+        assert_eq!(step(press(letter), &Footer::Keys, &[order]), Step::Show(Footer::Question(order)));
+        assert_eq!(step(press('y'), &question, &[order]), Step::Do(order));
+        assert_eq!(step(press(letter), &question, &[order]), Step::Show(Footer::Keys));
+        assert_eq!(step(press('y'), &Footer::Keys, &[order]), Step::Nothing);
+        // Of a process that cannot do it, it is not to be had.
+        assert_eq!(step(press(letter), &Footer::Keys, &[]), Step::Nothing);
+        assert_eq!(
+            step(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL), &question, &[]),
+            Step::Quit
+        );
+    }
+    assert_eq!(step(press('p'), &Footer::Keys, &[Order::Pause]), Step::Do(Order::Pause));
+    assert_eq!(step(press('q'), &Footer::Keys, &[]), Step::Quit);
+}
+
+#[test]
+fn keys_are_those_of_the_side_that_is_shown() {
+    let mut status = shadowing();
+    let shown = |status: &standby::Status| {
+        let mut model = Model::default();
+        model.take(sample(Instant::now(), 0, Some(MirrorStatus::Standby(Box::new(status.clone())))));
+        screen(&model, &Footer::Keys, 80, 24)
+    };
+    let screen = shown(&status);
+    assert!(screen.contains("q quit") && !screen.contains("pause  "), "{screen}");
+    assert!(!screen.contains("promote"), "{screen}");
+    status.phase = "orphaned".into();
+    assert!(shown(&status).contains("f promote"));
 }

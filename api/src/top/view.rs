@@ -1,5 +1,6 @@
 //! Draws the model.
 
+use std::iter;
 use std::time::Duration;
 
 use mirror::shell::metrics::Summary;
@@ -10,6 +11,7 @@ use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, BorderType, Gauge, Paragraph, RenderDirection, Sparkline};
 
+use super::keys::Order;
 use super::model::{Curve, Model, Sample};
 use crate::progress::bytes;
 use crate::server::{InstanceState, MirrorStatus};
@@ -24,7 +26,7 @@ pub(super) enum Footer {
     #[default]
     Keys,
     /// A question that y answers.
-    Question(&'static str),
+    Question(Order),
     /// How something went.
     Said(String),
 }
@@ -55,7 +57,7 @@ pub(super) fn draw(frame: &mut Frame, model: &Model, footer: &Footer) {
         }
         None => {}
     }
-    draw_footer(frame, last, footer);
+    draw_footer(frame, last, footer, model.orders());
 }
 
 fn draw_header(frame: &mut Frame, area: Rect, model: &Model) {
@@ -74,16 +76,15 @@ fn draw_header(frame: &mut Frame, area: Rect, model: &Model) {
     frame.render_widget(Line::from(words), area);
 }
 
-fn draw_footer(frame: &mut Frame, area: Rect, footer: &Footer) {
+fn draw_footer(frame: &mut Frame, area: Rect, footer: &Footer, orders: &[Order]) {
     let line = match footer {
         Footer::Keys => {
-            let keys = [("q", "quit"), ("p", "pause"), ("r", "resume"), ("s", "switchover")];
-            let spans =
-                keys.iter().flat_map(|(key, does)| [format!(" {key} ").bold(), format!("{does}  ").into()]);
+            let keys = iter::once(('q', "quit")).chain(orders.iter().map(|order| order.key()));
+            let spans = keys.flat_map(|(key, does)| [format!(" {key} ").bold(), format!("{does}  ").into()]);
             spans.collect::<Line>()
         }
-        Footer::Question(question) => Line::from(vec![
-            format!(" {question} ").yellow().bold(),
+        Footer::Question(order) => Line::from(vec![
+            format!(" {} ", order.question().unwrap_or_default()).yellow().bold(),
             " y ".bold(),
             "yes  ".into(),
             " n ".bold(),
