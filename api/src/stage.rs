@@ -223,9 +223,7 @@ impl Seat {
             Request::FlushMetrics => self.meters.flush(self),
             Request::Detach => guest.notifier()?.detach(),
             Request::Retune(update) => self.retune(guest, update),
-            Request::CtrlAltDel => {
-                Err("this machine has no keyboard; let a program in the guest power it off".into())
-            }
+            Request::CtrlAltDel => guest.limits.press_ctrl_alt_del().map_err(|error| error.to_string()),
             Request::Pause | Request::Resume if guest.notifier().is_ok() => {
                 pause_mirrored(guest, matches!(request, Request::Pause))
             }

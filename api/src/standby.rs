@@ -109,6 +109,7 @@ impl Instance for StandingBy {
             Request::Failover => self.promote(),
             Request::FlushMetrics => self.meters.flush(self),
             Request::Configure(section) => self.configure(*section),
+            Request::CtrlAltDel => self.press_ctrl_alt_del(),
             _ => Err(NOT_HERE.into()),
         }
     }
@@ -132,6 +133,13 @@ impl StandingBy {
             Section::Metrics(section) => self.meters.write_to(&section),
             _ => Err(NOT_HERE.into()),
         }
+    }
+
+    /// For the guest that has been taken over; one that is held does not run.
+    fn press_ctrl_alt_del(&self) -> Result<(), String> {
+        let runs = self.handle.status().role == "active";
+        let guest = self.guest().filter(|_| runs).ok_or(NOT_HERE)?;
+        guest.press_ctrl_alt_del().map_err(|error| error.to_string())
     }
 
     fn promote(&self) -> Result<(), String> {

@@ -15,5 +15,5 @@ pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use exit_port::ExitPort;
-pub use i8042::I8042;
+pub use i8042::{I8042, I8042State};
 pub use serial::{Serial, SerialError, SerialState};

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::SerialError;
+use devices::i8042::I8042RestoreError;
 use devices::metadata::Metadata;
 use devices::virtio::{OutputPolicy, RestoreError};
 use kvm_ioctls::VmFd;
@@ -55,6 +56,9 @@ pub enum MachineError {
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// The keyboard.
+    #[error(transparent)]
+    Keyboard(#[from] I8042RestoreError),
     /// A virtio device.
     #[error(transparent)]
     Virtio(#[from] RestoreError),
@@ -271,6 +275,7 @@ impl Machine {
         self.check_vcpus()?;
         vm_state::restore(&self.vm, &state.vm)?;
         self.shared.platform.serial().restore(&state.serial)?;
+        self.shared.platform.keyboard().restore(&state.keyboard)?;
         virtio.restore(&state.virtio)?;
         self.ended_at_capture = None;
         if let Some(exit) = &state.ended {
@@ -325,6 +330,7 @@ impl Machine {
             vcpus: self.shared.vcpus.iter().map(|vcpu| lock(&vcpu.capture).state()).collect(),
             vm: self.vm_capture.state(),
             serial: self.devices_capture.serial.clone(),
+            keyboard: self.devices_capture.keyboard,
             virtio: self.devices_capture.virtio.clone(),
             ended: ended.then(|| self.shared.exit.wait()),
         })

@@ -4,8 +4,8 @@ use kvm_bindings::kvm_vcpu_events;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use devices::SerialState;
 use devices::virtio::VirtioState;
+use devices::{I8042State, SerialState};
 
 use crate::config::{ConfigError, MachineConfig};
 use crate::exit::Exit;
@@ -32,6 +32,8 @@ pub struct MachineState {
     pub vm: VmState,
     /// The serial port.
     pub serial: SerialState,
+    /// The keyboard and its controller.
+    pub keyboard: I8042State,
     /// The virtio devices, in the order of the machine's configuration.
     pub virtio: Vec<VirtioState>,
     /// How the run ended, if it had.
@@ -151,6 +153,7 @@ impl MachineState {
         };
         check("pit".into(), timeless(&self.vm) == timeless(&other.vm));
         check("serial".into(), self.serial == other.serial);
+        check("keyboard".into(), self.keyboard == other.keyboard);
         check("number of virtio devices".into(), self.virtio.len() == other.virtio.len());
         for (index, (a, b)) in self.virtio.iter().zip(&other.virtio).enumerate() {
             check(format!("virtio device {index}: transport"), a.transport == b.transport);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use devices::i8042::KeyboardError;
 use devices::rate_limiter::RateLimiterConfig;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockError};
@@ -27,7 +28,7 @@ pub enum ChangeImageError {
 }
 
 /// Changes the limits on a machine's devices, also while the machine belongs to somebody else. They are part of the guest's
-/// state: they hold as well where it is restored or taken over. Clones change the same machine.
+/// state: they hold as well where it is restored or taken over. Also presses keys. Clones change the same machine.
 #[derive(Clone)]
 pub struct DeviceLimits {
     shared: Arc<Shared>,
@@ -83,6 +84,14 @@ impl DeviceLimits {
         let place = UnknownDevice::find("drive", id, &self.drives)?;
         self.shared.platform.virtio.change(place, |block: &mut Block| block.update_limits(change));
         Ok(())
+    }
+
+    /// Presses Ctrl, Alt and Del on the guest's keyboard and lets them go: what it then does is its own affair.
+    ///
+    /// # Errors
+    /// [`KeyboardError`] if the guest would not hear of it.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), KeyboardError> {
+        self.shared.platform.keyboard().press_ctrl_alt_del()
     }
 
     /// Asks the guest to give back `mib` MiB in all. False if there is no balloon.

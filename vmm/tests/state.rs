@@ -122,6 +122,7 @@ fn differences_are_found_in_every_part() {
     check("IOAPIC", &|s| s.vm.irqchips[2][9] ^= 1);
     check("pit", &|s| s.vm.pit.channels[0].mode ^= 1);
     check("serial", &|s| s.serial.scratch ^= 1);
+    check("keyboard", &|s| s.keyboard.command_byte ^= 1);
     check("ended", &|s| s.ended = Some(Exit::Reset));
 }
 

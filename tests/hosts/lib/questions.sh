@@ -88,8 +88,15 @@ vsock_works() {
 }
 
 switches_off() {
-    local side=$1
     guest poweroff >/dev/null 2>&1 || true
+    is_off "$1"
+}
+# heeds_ctrl_alt_del SIDE: its init switches it off then.
+heeds_ctrl_alt_del() {
+    host "virtual-host request /tmp/$1.sock PUT /actions '{ \"action_type\": \"SendCtrlAltDel\" }'" && is_off "$1"
+}
+is_off() {
+    local side=$1
     within 40 ended "$side" || { echo "it has not ended"; console "$side" | tail -n 2; return 1; }
     host "cat /tmp/$side.status; [ \$(cat /tmp/$side.status) = 0 ]" || { complains "$side"; return 1; }
     # By ACPI, and not by a reset or a crash.

@@ -145,8 +145,12 @@ work_goes_on() {
     check "memory that the guest kept is whole" kept_memory_is_whole
     check "memory that it gave back is good to use again" memory_is_used_again
     ! $long || check "what it does not need goes back to the host" memory_comes_back "${!#}"
-    check "the guest switches itself off" switches_off "${!#}" &&
-        check "its file systems are in order" disks_are_consistent
+    # The keyboard moves, too.
+    if [ "$scenario" = failover ]; then
+        check "the guest switches itself off when Ctrl-Alt-Del is pressed" heeds_ctrl_alt_del "${!#}"
+    else
+        check "the guest switches itself off" switches_off "${!#}"
+    fi && check "its file systems are in order" disks_are_consistent
 }
 
 scenario_boot() {
@@ -168,7 +172,7 @@ scenario_boot() {
     check "a disk is changed while the guest runs" disk_is_changed
     check "a disk is limited while the guest runs" disk_is_limited
     check "a network card is limited while the guest runs" card_is_limited
-    check "the guest switches itself off" switches_off first &&
+    check "the guest switches itself off when Ctrl-Alt-Del is pressed" heeds_ctrl_alt_del first &&
         check "its file systems are in order" disks_are_consistent
 }
 

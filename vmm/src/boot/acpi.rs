@@ -1,4 +1,4 @@
-//! ACPI tables: how a guest finds its processors, interrupts, virtio devices and the switch that turns it off.
+//! ACPI tables: how a guest finds its processors, interrupts, keyboard, virtio devices and the switch that turns it off.
 //!
 //! The machine is one of reduced hardware (ACPI 6.5, 4.1): no power management timer, no RTC, no legacy interrupt
 //! controller and timer that a guest would wait for at boot. Time comes from the local APICs and KVM's clock.
@@ -13,7 +13,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
-use devices::i8042::{RESET_COMMAND, RESET_PORT};
+use devices::i8042::{I8042_PORT, KEYBOARD_IRQ, RESET_COMMAND, RESET_PORT};
 use devices::power_switch::{POWER_OFF_STATE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT};
 use devices::serial::{SERIAL_IRQ, SERIAL_LEN, SERIAL_PORT};
 use mirror::memory::GuestRam;
@@ -31,6 +31,7 @@ const LAPIC_ADDRESS: u32 = 0xfee0_0000;
 const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 
 /// IAPC_BOOT_ARCH bits of the FADT (ACPI 6.5, 5.2.9.3).
+const HAS_I8042: u16 = 1 << 1;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
 
@@ -73,7 +74,7 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::ResetRegSup)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
+    fadt.iapc_boot_arch = (HAS_I8042 | NO_VGA | NO_CMOS_RTC).into();
     fadt.sleep_control_reg = port(SLEEP_CONTROL_PORT);
     fadt.sleep_status_reg = port(SLEEP_STATUS_PORT);
     fadt.reset_reg = port(RESET_PORT);
@@ -131,29 +132,60 @@ impl Aml for Virtio {
     }
 }
 
+/// A device of the namespace that PCs have always had, at its ports.
+struct Legacy {
+    name: &'static str,
+    id: &'static str,
+    dos_name: Option<&'static str>,
+    irq: u32,
+    /// First port and how many.
+    ports: &'static [(u64, u64)],
+}
+
+const SERIAL: Legacy = Legacy {
+    name: "COM1",
+    id: "PNP0501",
+    dos_name: Some("COM1"),
+    irq: SERIAL_IRQ,
+    ports: &[(SERIAL_PORT, SERIAL_LEN)],
+};
+
+const KEYBOARD: Legacy = Legacy {
+    name: "KBD_",
+    id: "PNP0303",
+    dos_name: None,
+    irq: KEYBOARD_IRQ,
+    // Linux takes the first for data and the second for commands.
+    ports: &[(I8042_PORT, 1), (RESET_PORT, 1)],
+};
+
+impl Aml for Legacy {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let id = EISAName::new(self.id);
+        let interrupt = edge(self.irq);
+        let port = |&(port, len): &(u64, u64)| IO::new(port as u16, port as u16, 1, len as u8);
+        let ports: Vec<_> = self.ports.iter().map(port).collect();
+        let mut resources: Vec<&dyn Aml> = vec![&interrupt];
+        resources.extend(ports.iter().map(|port| port as &dyn Aml));
+        let resources = ResourceTemplate::new(resources);
+        let mut fields = vec![Name::new("_HID".into(), &id), Name::new("_UID".into(), &0_u8)];
+        fields.extend(self.dos_name.as_ref().map(|name| Name::new("_DDN".into(), name)));
+        fields.push(Name::new("_CRS".into(), &resources));
+        let fields = fields.iter().map(|field| field as &dyn Aml).collect();
+        Device::new(self.name.into(), fields).to_aml_bytes(sink);
+    }
+}
+
 /// An interrupt of one device, by an edge.
 fn edge(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
 }
 
 fn dsdt(vcpus: u8, windows: &[MmioWindow]) -> Vec<u8> {
-    let serial_resources = [
-        &edge(SERIAL_IRQ) as &dyn Aml,
-        &IO::new(SERIAL_PORT as u16, SERIAL_PORT as u16, 1, SERIAL_LEN as u8),
-    ];
-    let serial_resources = ResourceTemplate::new(serial_resources.to_vec());
-    let (serial_id, serial_name) = (EISAName::new("PNP0501"), "COM1");
-    let serial_fields = [
-        Name::new("_HID".into(), &serial_id),
-        Name::new("_UID".into(), &0_u8),
-        Name::new("_DDN".into(), &serial_name),
-        Name::new("_CRS".into(), &serial_resources),
-    ];
-    let serial = Device::new("COM1".into(), serial_fields.iter().map(|field| field as &dyn Aml).collect());
     let processors: Vec<_> = (0..vcpus).map(Processor).collect();
     let devices: Vec<_> = windows.iter().enumerate().map(|(index, &window)| Virtio(index, window)).collect();
 
-    let mut children: Vec<&dyn Aml> = vec![&serial];
+    let mut children: Vec<&dyn Aml> = vec![&SERIAL, &KEYBOARD];
     children.extend(processors.iter().map(|processor| processor as &dyn Aml));
     children.extend(devices.iter().map(|device| device as &dyn Aml));
     let mut body = bytes(&Scope::new("_SB_".into(), children));
@@ -209,6 +241,22 @@ mod tests {
         let [(1, ioapic)] = entries[32..] else { panic!("one IOAPIC and nothing else: {entries:?}") };
         assert_eq!((ioapic[2], number(&ioapic[4..8])), (32, u64::from(IOAPIC_ADDRESS)));
         assert_eq!(number(&ioapic[8..12]), 0, "its first interrupt");
+    }
+
+    #[test]
+    fn keyboard_controller_is_announced_at_its_ports_with_its_interrupt() {
+        let memory = Memory::new(layout(16).unwrap(), false).unwrap();
+        let root = write(memory.ram(), 1, &[]).unwrap();
+        let xsdt = table(memory.ram(), number(&read(memory.ram(), root + 24, 8)), *b"XSDT");
+        let fadt = table(memory.ram(), number(&xsdt[36..44]), *b"FACP");
+        // Linux does not look for a keyboard unless IAPC_BOOT_ARCH (ACPI 6.5, 5.2.9.3) has this bit.
+        assert_eq!(number(&fadt[109..111]) & 1 << 1, 1 << 1);
+        let dsdt = table(memory.ram(), number(&fadt[140..148]), *b"DSDT");
+        // PNP0303, compressed (6.1.5); extended interrupt, edge, active high (6.4.3.6); two I/O ports (6.4.2.5).
+        let found = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|part| part == bytes);
+        assert!(found(&[0x41, 0xd0, 0x03, 0x03]), "{dsdt:x?}");
+        let ports = [0x47, 1, 0x60, 0, 0x60, 0, 1, 1, 0x47, 1, 0x64, 0, 0x64, 0, 1, 1];
+        assert!(found(&[&[0x89, 6, 0, 0b11, 1, 1, 0, 0, 0][..], &ports].concat()), "{dsdt:x?}");
     }
 
     #[test]

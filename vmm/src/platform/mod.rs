@@ -8,12 +8,12 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::exit_port::EXIT_PORT;
-use devices::i8042::{I8042_LEN, I8042_PORT};
+use devices::i8042::{I8042_LEN, I8042_PORT, KEYBOARD_IRQ};
 use devices::metadata::Metadata;
 use devices::power_switch::{POWER_SWITCH_LEN, PowerSwitch, SLEEP_CONTROL_PORT};
 use devices::serial::{SERIAL_IRQ, SERIAL_LEN, SERIAL_PORT};
 use devices::virtio::VirtioState;
-use devices::{Bus, BusError, ExitPort, I8042, Serial, SerialState};
+use devices::{Bus, BusError, ExitPort, I8042, I8042State, Serial, SerialState};
 use kvm_ioctls::VmFd;
 use mirror::console::Console;
 use mirror::memory::GuestRam;
@@ -48,6 +48,7 @@ pub enum PlatformError {
 #[derive(Default)]
 pub(crate) struct DevicesCapture {
     pub(crate) serial: SerialState,
+    pub(crate) keyboard: I8042State,
     pub(crate) virtio: Vec<VirtioState>,
 }
 
@@ -84,12 +85,14 @@ impl Write for ConsoleSink {
 }
 
 pub(crate) type SerialPort = Serial<IrqLine, ConsoleSink>;
+pub(crate) type KeyboardController = I8042<IrqLine, Box<dyn FnMut() + Send>>;
 
 /// The devices of a machine.
 pub(crate) struct Platform {
     pub(crate) pio: Bus,
     pub(crate) mmio: Bus,
     pub(crate) serial: Arc<Mutex<SerialPort>>,
+    pub(crate) keyboard: Arc<Mutex<KeyboardController>>,
     pub(crate) virtio: VirtioDevices,
     /// What the guest can read of the metadata service.
     pub(crate) metadata: Metadata,
@@ -105,8 +108,9 @@ impl Platform {
         console: &Arc<Console>,
         returned: &Returned,
     ) -> Result<Self, PlatformError> {
-        let line = IrqLine { vm: Arc::clone(vm), irq: SERIAL_IRQ };
-        let serial = Arc::new(Mutex::new(Serial::new(line, ConsoleSink(Arc::clone(console)))));
+        let line = |irq| IrqLine { vm: Arc::clone(vm), irq };
+        let serial = Serial::new(line(SERIAL_IRQ), ConsoleSink(Arc::clone(console)));
+        let serial = Arc::new(Mutex::new(serial));
         let request = Arc::new(Mutex::new(None));
         let ask = |request: &Arc<Mutex<Option<Exit>>>| {
             let request = Arc::clone(request);
@@ -117,8 +121,9 @@ impl Platform {
         let (on_code, on_reset, on_off) = (ask(&request), ask(&request), ask(&request));
         let mut pio = Bus::new();
         pio.insert(SERIAL_PORT, SERIAL_LEN, serial.clone())?;
-        let controller = I8042::new(move || on_reset(Exit::Reset));
-        pio.insert(I8042_PORT, I8042_LEN, Arc::new(Mutex::new(controller)))?;
+        let on_reset: Box<dyn FnMut() + Send> = Box::new(move || on_reset(Exit::Reset));
+        let keyboard = Arc::new(Mutex::new(I8042::new(line(KEYBOARD_IRQ), on_reset)));
+        pio.insert(I8042_PORT, I8042_LEN, keyboard.clone())?;
         let exit_port = ExitPort::new(move |code| on_code(Exit::Code(code)));
         pio.insert(EXIT_PORT, 1, Arc::new(Mutex::new(exit_port)))?;
         let power_switch = PowerSwitch::new(move || on_off(Exit::PowerOff));
@@ -127,7 +132,7 @@ impl Platform {
         let metadata = Metadata::default();
         let list = build::devices(config, returned, &metadata)?;
         let virtio = VirtioDevices::attach(list, ram, vm, &mut mmio)?;
-        Ok(Self { pio, mmio, serial, virtio, metadata, request })
+        Ok(Self { pio, mmio, serial, keyboard, virtio, metadata, request })
     }
 
     /// The end that the guest has asked for since the last call.
@@ -139,9 +144,14 @@ impl Platform {
         lock(&self.serial)
     }
 
+    pub(crate) fn keyboard(&self) -> MutexGuard<'_, KeyboardController> {
+        lock(&self.keyboard)
+    }
+
     /// Copies the state of all devices.
     pub(crate) fn save(&self, capture: &mut DevicesCapture) {
         self.serial().save(&mut capture.serial);
+        capture.keyboard = self.keyboard().save();
         self.virtio.save(&mut capture.virtio);
     }
 }
