@@ -336,7 +336,8 @@ impl Run {
 
     /// The machine, unless the mirror has it.
     fn own_machine(&mut self) -> Result<&mut Machine, String> {
-        let mirrored = "the guest is mirrored, and the mirror has its pages; that is not possible yet";
+        let mirrored =
+            "the guest is mirrored; a snapshot of it is not possible yet: detach its standby first";
         self.running.as_mut().ok_or_else(|| mirrored.into())
     }
 

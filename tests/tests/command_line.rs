@@ -1,12 +1,15 @@
 //! A guest's life by nothing but the command line, with real processes.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
 use tests::pair::PATIENCE;
 use tests::process::{Process, configuration, understudy};
@@ -238,6 +241,40 @@ mod kvm {
         let restore = ["restore", "--state", &state, "--memory", &memory, "--copy"];
         assert_eq!(place.interrupted("again", &restore), Some(INTERRUPTED));
         assert!(!place.path("again").exists());
+    }
+
+    #[test]
+    fn live_view_ends_with_its_terminal() {
+        let place = Place::new();
+        let _guest = place.run("api", 64);
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let path = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+        let terminal = || File::options().read(true).write(true).open(&path).unwrap();
+        tcsetwinsize(terminal(), Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        let mut view = Command::new(understudy())
+            .args(["top", "--api-sock", &place.at("api")])
+            .stdin(terminal())
+            .stdout(terminal())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+
+        let mut master = File::from(master);
+        let mut shown = Vec::new();
+        while !String::from_utf8_lossy(&shown).contains("mirrored.") {
+            let mut piece = [0; 4096];
+            let read = master.read(&mut piece).unwrap();
+            shown.extend_from_slice(&piece[..read]);
+        }
+        drop(master);
+
+        let until = Instant::now() + PATIENCE;
+        while view.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "the view goes on without a terminal");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     #[test]

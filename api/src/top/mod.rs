@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::cli::SocketOptions;
@@ -116,8 +118,10 @@ impl View {
     fn run(mut self, terminal: &mut DefaultTerminal, interrupt: &Interrupt) -> io::Result<ExitStatus> {
         loop {
             terminal.draw(|frame| view::draw(frame, &self.model, &self.footer))?;
-            // A key is acted on at once; samples and signals when they are looked for.
-            if event::poll(GLANCE)?
+            if !key_or_glance()? {
+                return Ok(ExitStatus::Interrupted);
+            }
+            if event::poll(Duration::ZERO)?
                 && let Event::Key(key) = event::read()?
                 && key.kind == KeyEventKind::Press
             {
@@ -152,6 +156,16 @@ impl View {
             let _ = tell.send(Heard::Done(words));
         })?;
         Ok(())
+    }
+}
+
+/// Waits until a key is pressed, or for [`GLANCE`]; false if the terminal is gone: to read from it would never end.
+fn key_or_glance() -> io::Result<bool> {
+    let stdin = io::stdin();
+    let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: GLANCE.as_nanos() as i64 })) {
+        Ok(_) | Err(Errno::INTR) => Ok(!fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)),
+        Err(error) => Err(error.into()),
     }
 }
 

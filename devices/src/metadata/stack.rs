@@ -135,8 +135,8 @@ struct Connection {
     sent: usize,
     /// No other request follows.
     last: bool,
-    /// When something happened last.
-    active: Instant,
+    /// When something happened last; `None` while nobody has called.
+    active: Option<Instant>,
 }
 
 /// The service on one network card.
@@ -173,7 +173,7 @@ impl Stack {
         let _ = interface.routes_mut().add_default_ipv4_route(config.address);
         let now = Instant::now();
         let mut sockets = SocketSet::new(Vec::with_capacity(MAX_CALLERS));
-        let connections = (0..MAX_CALLERS).map(|_| Connection::new(&mut sockets, now)).collect();
+        let connections = (0..MAX_CALLERS).map(|_| Connection::new(&mut sockets)).collect();
         let (metadata, config) = (metadata.clone(), config.clone());
         Ok(Self { metadata, config, wire, interface, sockets, connections, began: now })
     }
@@ -200,6 +200,10 @@ impl Stack {
 
     /// Takes a frame from the guest, for which [`is_for_it`](Self::is_for_it) is true. One that is too long is lost.
     pub fn take(&mut self, frame: &[u8]) {
+        self.take_at(frame, Instant::now());
+    }
+
+    pub(super) fn take_at(&mut self, frame: &[u8], now: Instant) {
         if frame.len() < ETHERNET || frame.len() > MAX_FRAME {
             return;
         }
@@ -208,7 +212,7 @@ impl Stack {
             self.answer_arp(&frame[ETHERNET..]);
         } else {
             self.wire.incoming = Some(frame[ETHERNET..].into());
-            self.work();
+            self.work_at(now);
         }
     }
 
@@ -249,7 +253,9 @@ impl Stack {
         let now = Instant::now();
         let time = self.time(now);
         let busy = self.connections.iter().filter(|connection| connection.is_busy(&self.sockets));
-        let idle = busy.map(|connection| (connection.active + IDLE).saturating_duration_since(now)).min();
+        let idle = busy
+            .map(|connection| (connection.active.unwrap_or(now) + IDLE).saturating_duration_since(now))
+            .min();
         // With no room for frames only the guest can let anything go on.
         let own = if self.wire.is_full() { None } else { self.interface.poll_delay(time, &self.sockets) };
         let own = own.map(|delay| Duration::from_micros(delay.total_micros()));
@@ -338,7 +344,7 @@ impl Stack {
 }
 
 impl Connection {
-    fn new(sockets: &mut SocketSet<'static>, now: Instant) -> Self {
+    fn new(sockets: &mut SocketSet<'static>) -> Self {
         let buffer = |len| SocketBuffer::new(vec![0; len]);
         let mut socket = Socket::new(buffer(MAX_REQUEST), buffer(SEND_BUFFER));
         socket.set_timeout(Some(smoltcp::time::Duration::from_secs(PATIENCE.as_secs())));
@@ -350,7 +356,7 @@ impl Connection {
             answer: Vec::new(),
             sent: 0,
             last: false,
-            active: now,
+            active: None,
         };
         connection.recycle(sockets.get_mut(connection.socket));
         connection
@@ -362,7 +368,7 @@ impl Connection {
         // It is closed, and the port is one.
         let _ = socket.listen(PORT);
         (self.request, self.answer) = (Vec::new(), Vec::new());
-        (self.sent, self.last) = (0, false);
+        (self.sent, self.last, self.active) = (0, false, None);
     }
 
     fn is_busy(&self, sockets: &SocketSet<'_>) -> bool {
@@ -378,10 +384,7 @@ impl Connection {
     ) {
         let socket: &mut Socket<'_> = sockets.get_mut(self.socket);
         match socket.state() {
-            State::Listen => {
-                self.active = now;
-                return;
-            }
+            State::Listen => return,
             // Both sides are done. That the guest's last word may come again is no reason to wait: it is then told that
             // there is no such connection.
             State::TimeWait => return self.recycle(socket),
@@ -394,9 +397,10 @@ impl Connection {
             }
             _ => {}
         }
+        let active = *self.active.get_or_insert(now);
         if self.go_on(socket, metadata, config) {
-            self.active = now;
-        } else if now.saturating_duration_since(self.active) >= IDLE {
+            self.active = Some(now);
+        } else if now.saturating_duration_since(active) >= IDLE {
             socket.abort();
         }
     }

@@ -181,3 +181,13 @@ fn connection_on_which_nothing_goes_on_is_reset() {
     client.exchange(&mut stack);
     assert!(!client.is_open());
 }
+
+#[test]
+fn first_connection_after_a_long_silence_is_not_taken_for_an_idle_one() {
+    let mut stack = stack(MetadataVersion::V1);
+    let mut client = Client::new(1);
+    client.silence = IDLE * 2;
+    client.open(&mut stack);
+    assert!(client.is_open());
+    assert_eq!(stack.callers().count(), 1);
+}
