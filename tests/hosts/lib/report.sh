@@ -39,6 +39,9 @@ report_runs() {
         report_run "$drill" "$name" "$status" "$line" && survived=$((survived + 1))
     done < <(results_of "$dir" "$name")
 
+    while read -r _; do
+        say "$name was run once more: its guest had crashed in the process in which it began (see $dir/console.log)"
+    done < <(results_of "$dir" "$name" | grep -x again)
     if [ "$seen" -ne "$wanted" ]; then
         report_missing "$drill" "$name" "$seen of $wanted runs reported, exit status $status; see $dir/console.log"
     elif [ "$survived" -eq "$wanted" ] && [ "$status" != 0 ]; then

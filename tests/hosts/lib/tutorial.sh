@@ -34,6 +34,9 @@ sudo() {
     esac
 }
 
+# Debian's static busybox has none.
+pkill() { kill -9 "$(cat /tmp/second.pid)"; }
+
 # within SECONDS COMMAND...
 within() {
     left=$(($1 * 5))
