@@ -72,6 +72,8 @@ SCRIPT
 # report_tutorial DIRECTORY
 report_tutorial() {
     local status=none text
+    ! results_of "$1" tutorial | grep -qx again ||
+        say "the tutorial was carried out once more: its guest had crashed (see $1/console.log)"
     read -r status text < <(results_of "$1" tutorial | tail -n 1) || true
     if [ "$status" = 0 ]; then
         report_check one-host tutorial true "$text"
