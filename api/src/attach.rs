@@ -4,12 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mirror::link::Address;
-use mirror::shell::primary::Status;
 use thiserror::Error;
 
-use crate::cli::{AttachOptions, SocketOptions};
+use crate::cli::{AttachOptions, PaceOptions, SocketOptions, StandbyOptions};
 use crate::client::{self, ClientError, Method};
-use crate::config::MirrorSection;
+use crate::config::{BadValue, MirrorSection};
 use crate::exit::ExitStatus;
 use crate::long::{GLANCE, Interrupt, watched};
 use crate::progress::Progress;
@@ -65,7 +64,8 @@ pub fn attach(options: &AttachOptions) -> Result<ExitStatus, AttachError> {
             progress.finish();
             return Ok(break_off(socket));
         }
-        match primary(socket)? {
+        // A standby's own status would be no news of this guest's.
+        match client::mirror(socket)?.and_then(MirrorStatus::primary) {
             None if asked.elapsed() > FIRST_SIGN => return Err(AttachError::Silent),
             None => {}
             Some(status) => match status.phase.as_str() {
@@ -77,7 +77,9 @@ pub fn attach(options: &AttachOptions) -> Result<ExitStatus, AttachError> {
                     );
                     return Ok(ExitStatus::Success);
                 }
-                "solo" | "frozen" | "ended" | "releasing" => return Err(AttachError::Over(status.phase)),
+                "solo" | "suspended" | "frozen" | "ended" | "releasing" => {
+                    return Err(AttachError::Over(status.phase));
+                }
                 _ if status.round > 0 => {
                     let name = format!("seeding round {}", status.round);
                     progress.tell(&name, status.round_sent, status.round_pages);
@@ -86,15 +88,6 @@ pub fn attach(options: &AttachOptions) -> Result<ExitStatus, AttachError> {
             },
         }
         std::thread::sleep(GLANCE);
-    }
-}
-
-/// How the mirror is; `None` as long as there is nothing to tell.
-fn primary(socket: &Path) -> Result<Option<Status>, ClientError> {
-    match client::get(socket, "/mirror") {
-        Ok(MirrorStatus::Primary(status)) => Ok(Some(*status)),
-        Ok(MirrorStatus::Standby(_)) | Err(ClientError::Fault { status: 404, .. }) => Ok(None),
-        Err(error) => Err(error),
     }
 }
 
@@ -107,22 +100,59 @@ fn break_off(socket: &Path) -> ExitStatus {
 }
 
 fn section(options: &AttachOptions) -> MirrorSection {
-    let default = MirrorSection::to(seen_from_anywhere(&options.standby));
+    let standbys: Vec<Address> = options.standby.iter().map(seen_from_anywhere).collect();
+    let (witness, witness_access) = options.witness.seen_from_anywhere();
     MirrorSection {
-        witness: options.witness.as_deref().map(client::absolute),
+        witness,
+        witness_access,
         guid: options.guid,
-        interval_ms: options.interval_ms.unwrap_or(default.interval_ms),
-        // An interval shorter than the shortest by default is meant.
-        min_interval_ms: options
-            .min_interval_ms
-            .unwrap_or(default.min_interval_ms.min(options.interval_ms.unwrap_or(u32::MAX))),
-        pause_budget_ms: options.pause_budget_ms.unwrap_or(default.pause_budget_ms),
-        dirty_budget_pages: options.dirty_budget_pages.unwrap_or(default.dirty_budget_pages),
-        heartbeat_ms: options.heartbeat_ms.unwrap_or(default.heartbeat_ms),
-        heartbeat_misses: options.heartbeat_misses.unwrap_or(default.heartbeat_misses),
-        staging_mib: options.staging_mib.unwrap_or(default.staging_mib),
+        listen: options.listen.as_ref().map(seen_from_anywhere),
+        second_listen: options.second_listen.as_ref().map(seen_from_anywhere),
         wait_for_space: options.wait_for_space,
-        ..default
+        ..options.pace.section(standbys)
+    }
+}
+
+impl PaceOptions {
+    /// A guest mirrored to the first of `standbys` that takes it, so as is said here.
+    fn section(&self, standbys: Vec<Address>) -> MirrorSection {
+        let default = MirrorSection::to(standbys);
+        MirrorSection {
+            interval_ms: self.interval_ms.unwrap_or(default.interval_ms),
+            // An interval shorter than the shortest by default is meant.
+            min_interval_ms: self
+                .min_interval_ms
+                .unwrap_or(default.min_interval_ms.min(self.interval_ms.unwrap_or(u32::MAX))),
+            pause_budget_ms: self.pause_budget_ms.unwrap_or(default.pause_budget_ms),
+            dirty_budget_pages: self.dirty_budget_pages.unwrap_or(default.dirty_budget_pages),
+            heartbeat_ms: self.heartbeat_ms.unwrap_or(default.heartbeat_ms),
+            heartbeat_misses: self.heartbeat_misses.unwrap_or(default.heartbeat_misses),
+            stall_ms: self.stall_ms.unwrap_or(default.stall_ms),
+            standbys_at_once: self.standbys_at_once.unwrap_or(default.standbys_at_once),
+            standbys_needed: self.standbys_needed,
+            staging_mib: self.staging_mib.unwrap_or(default.staging_mib),
+            standby_lost: self.standby_lost.unwrap_or_default(),
+            ..default
+        }
+    }
+}
+
+impl StandbyOptions {
+    /// How the guest is to be mirrored once it runs here; `None` if nobody was named.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn mirror_section(&self) -> Result<Option<MirrorSection>, BadValue> {
+        if self.standby.is_empty() {
+            return Ok(None);
+        }
+        let section = MirrorSection {
+            witness: self.witness.witness.clone(),
+            witness_access: self.witness.access(),
+            ..self.pace.section(self.standby.clone())
+        };
+        section.check()?;
+        Ok(Some(section))
     }
 }
 
@@ -147,6 +177,7 @@ pub fn detach(options: &SocketOptions) -> Result<(), ClientError> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use mirror::witness::{WitnessAccess, WitnessAddress};
 
     use super::*;
     use crate::cli::{Cli, Command};
@@ -168,8 +199,16 @@ mod tests {
     fn paths_are_sent_as_the_other_process_sees_them() {
         let section = parsed(&["unix:here/s", "--witness", "w"]);
         let here = std::env::current_dir().unwrap();
-        assert_eq!(section.witness, Some(here.join("w")));
-        assert_eq!(section.standby, Address::Unix(here.join("here/s")));
+        assert_eq!(section.witness, Some(WitnessAddress::File(here.join("w"))));
+        assert_eq!(section.standby.all(), [Address::Unix(here.join("here/s"))]);
+    }
+
+    #[test]
+    fn etcd_and_the_files_it_takes_are_sent_as_the_other_process_sees_them() {
+        let section = parsed(&["unix:/s", "--witness", "etcd:a:1,b:2", "--witness-ca", "ca.pem"]);
+        assert_eq!(section.witness, Some("etcd:a:1,b:2".parse().unwrap()));
+        let ca = Some(std::env::current_dir().unwrap().join("ca.pem"));
+        assert_eq!(section.witness_access, WitnessAccess { ca, ..WitnessAccess::default() });
     }
 
     #[test]

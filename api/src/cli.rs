@@ -7,9 +7,12 @@ use clap_complete::Shell;
 use mirror::ids::Guid;
 use mirror::link::Address;
 
+use crate::config::StandbyLost;
 use crate::demo::DemoOptions;
+use crate::drill::DrillOptions;
 use crate::exit::EXIT_STATUSES;
 use crate::flags::FirecrackerOptions;
+use crate::witness::WitnessOptions;
 
 /// Virtual machines that survive the death of their host
 ///
@@ -37,6 +40,9 @@ pub enum Command {
     /// Watch a guest survive: boots one, mirrors it, kills its primary, and checks what comes out
     #[command(after_help = EXIT_STATUSES)]
     Demo(DemoOptions),
+    /// Do harm to a pair of its own and check from outside that nothing is lost, and nothing there twice
+    #[command(after_help = EXIT_STATUSES)]
+    Drill(DrillOptions),
     /// Run a guest, mirrored to a standby if the configuration says so
     #[command(after_help = EXIT_STATUSES)]
     Run(RunOptions),
@@ -95,19 +101,39 @@ pub struct AttachOptions {
     /// The API socket of the process that runs the guest
     #[arg(long, value_name = "PATH")]
     pub api_sock: PathBuf,
-    /// Where the standby listens: unix:PATH or tcp:HOST:PORT
-    #[arg(long, value_name = "ADDRESS")]
-    pub standby: Address,
-    /// The witness file on storage that both sides share; without it there is no automatic failover
-    #[arg(long, value_name = "FILE")]
-    pub witness: Option<PathBuf>,
+    /// Where the standby listens: unix:PATH or tcp:HOST:PORT; given several times, each is tried in turn
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    pub standby: Vec<Address>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields are what the command line shows")]
+    pub witness: WitnessOptions,
     /// The name by which standby and witness know the guest; the one that it has, or a new one, if not given
     #[arg(long, value_name = "UUID")]
     pub guid: Option<Guid>,
-    /// Longest time between two epochs
+    /// Where the process that runs the guest waits as a standby once another side runs it
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<Address>,
+    /// Where that standby is to hear its primary besides, on another network at best
+    #[arg(long, value_name = "ADDRESS", requires = "listen")]
+    pub second_listen: Option<Address>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields are what the command line shows")]
+    pub pace: PaceOptions,
+    /// Wait in the standby's queue if it has no space now
+    #[arg(long)]
+    pub wait_for_space: bool,
+    /// Show how far it is even if stderr is no terminal
+    #[arg(long)]
+    pub progress: bool,
+}
+
+/// How a guest is mirrored
+#[derive(Debug, Args)]
+pub struct PaceOptions {
+    /// Longest time between two epochs: so long they last while nobody outside waits
     #[arg(long, value_name = "MS")]
     pub interval_ms: Option<u32>,
-    /// Shortest time between two epochs
+    /// Shortest time between two epochs: output that waits ends them early; as long as --interval-ms: all last just as long
     #[arg(long, value_name = "MS")]
     pub min_interval_ms: Option<u32>,
     /// What the final pause of seeding may cost
@@ -122,15 +148,21 @@ pub struct AttachOptions {
     /// Missed signs of life after which the other side counts as lost
     #[arg(long, value_name = "COUNT")]
     pub heartbeat_misses: Option<u32>,
+    /// Time beyond --interval-ms for which epochs may stand still before the primary counts as lost although it is heard of
+    #[arg(long, value_name = "MS")]
+    pub stall_ms: Option<u32>,
+    /// How many of the standbys mirror the guest at the same time, if they are to be had
+    #[arg(long, value_name = "COUNT")]
+    pub standbys_at_once: Option<u32>,
+    /// How many of them are to acknowledge an epoch before those that lag behind are done without; all, if not given
+    #[arg(long, value_name = "COUNT")]
+    pub standbys_needed: Option<u32>,
     /// Room for pages copied aside in a pause
     #[arg(long, value_name = "MIB")]
     pub staging_mib: Option<u32>,
-    /// Wait in the standby's queue if it has no space now
-    #[arg(long)]
-    pub wait_for_space: bool,
-    /// Show how far it is even if stderr is no terminal
-    #[arg(long)]
-    pub progress: bool,
+    /// What becomes of a guest whose standby is lost
+    #[arg(long, value_name = "WHAT")]
+    pub standby_lost: Option<StandbyLost>,
 }
 
 /// `understudy run`
@@ -140,6 +172,12 @@ pub struct RunOptions {
     /// snapshot
     #[arg(long, value_name = "FILE", required_unless_present = "api_sock")]
     pub config_file: Option<PathBuf>,
+    /// Wait here as a standby once another side runs the guest, instead of ending: unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<Address>,
+    /// Then hear the primary here besides, on another network at best: unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub second_listen: Option<Address>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields are what the command line shows")]
     pub instance: InstanceOptions,
@@ -244,9 +282,19 @@ pub struct StandbyOptions {
     /// Where to wait: unix:PATH or tcp:HOST:PORT (port 0: the system chooses)
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Address,
-    /// The witness file on storage that both sides share; without it the standby waits for an operator
-    #[arg(long, value_name = "FILE")]
-    pub witness: Option<PathBuf>,
+    /// Where to hear the primary besides: an address that it can reach, on another network at best; a primary that is heard
+    /// there is not lost when only the mirror's link is
+    #[arg(long, value_name = "ADDRESS")]
+    pub second_listen: Option<Address>,
+    /// Whom the guest is to be mirrored to once it runs here; given several times, each is tried in turn
+    #[arg(long, value_name = "ADDRESS")]
+    pub standby: Vec<Address>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields are what the command line shows")]
+    pub witness: WitnessOptions,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields are what the command line shows")]
+    pub pace: PaceOptions,
     /// The name by which the witness knows this side; made up if not given
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -282,6 +330,9 @@ pub struct SwitchoverOptions {
     /// The API socket of the primary
     #[arg(long, value_name = "PATH")]
     pub api_sock: PathBuf,
+    /// The standby that is to run the guest, if it has several: unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Option<Address>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

@@ -15,10 +15,18 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::server::types::Fault;
+use crate::server::types::{Fault, Vm, VmState};
+use crate::server::{MirrorStatus, Switchover, SwitchoverOrder};
+use mirror::link::Address;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a pause may take to come about.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take until another side runs the guest.
+const ORDER_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
@@ -78,12 +86,42 @@ pub fn send(
     request(path, method, resource, body, patience)
 }
 
-/// Orders `resource` at the API on the socket `path`, which may take `patience`.
+/// How the mirror of the process at the socket `path` is; `None` if there is none.
 ///
 /// # Errors
 /// [`ClientError`]
-pub fn put<T: DeserializeOwned>(path: &Path, resource: &str, patience: Duration) -> Result<T, ClientError> {
-    request(path, Method::PUT, resource, Vec::new(), patience)
+pub fn mirror(path: &Path) -> Result<Option<MirrorStatus>, ClientError> {
+    match get(path, "/mirror") {
+        Err(ClientError::Fault { status: 404, .. }) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+/// Lets the guest of the process at the socket `path` stand still or go on.
+///
+/// # Errors
+/// [`ClientError`]
+pub fn set_state(path: &Path, state: VmState) -> Result<(), ClientError> {
+    send(path, Method::PATCH, "/vm", &Vm { state }, PAUSE_PATIENCE)
+}
+
+/// Has the guest of the primary at the socket `path` handed over to its standby, or to the one at `to`.
+///
+/// # Errors
+/// [`ClientError`]: also why it was not.
+pub fn switchover(path: &Path, to: Option<&Address>) -> Result<Switchover, ClientError> {
+    let order = SwitchoverOrder { to: to.cloned() };
+    let body = serde_json::to_vec(&order)
+        .map_err(|error| ClientError::Answer { path: path.into(), reason: error.to_string() })?;
+    request(path, Method::PUT, "/mirror/switchover", body, ORDER_PATIENCE)
+}
+
+/// Has the standby at the socket `path`, whose primary is lost, run the guest.
+///
+/// # Errors
+/// [`ClientError`]: also why it does not.
+pub fn promote(path: &Path) -> Result<(), ClientError> {
+    send(path, Method::PUT, "/mirror/failover", &(), ORDER_PATIENCE)
 }
 
 /// Asks the API on the socket `path` for `resource`, which is text.

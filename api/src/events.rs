@@ -29,17 +29,19 @@ pub struct EventsError {
 
 /// Where reports go.
 pub struct EventLog {
-    queue: Mutex<Option<SyncSender<Stamped>>>,
+    queue: Mutex<Option<SyncSender<(&'static str, Stamped)>>>,
+    /// The side that tells.
+    role: Mutex<&'static str>,
     writer: Mutex<Option<JoinHandle<()>>>,
     meters: Arc<Meters>,
 }
 
 impl EventLog {
-    /// Writes JSON lines to `path` if there is one, and what people want to know to stderr, each line with `name`.
+    /// Writes JSON lines to `path` if there is one, and what people want to know to stderr, each line with `role`.
     ///
     /// # Errors
     /// [`EventsError`] if the file cannot be opened.
-    pub fn open(path: Option<&Path>, name: &'static str) -> Result<Arc<Self>, EventsError> {
+    pub fn open(path: Option<&Path>, role: &'static str) -> Result<Arc<Self>, EventsError> {
         let file = path
             .map(|path| {
                 let opened = OpenOptions::new().append(true).create(true).open(path);
@@ -47,23 +49,30 @@ impl EventLog {
             })
             .transpose()?;
         let (queue, waiting) = sync_channel(WAITING);
-        let writer = thread::Builder::new().name("events".into()).spawn(move || write(&waiting, file, name));
+        let writer = thread::Builder::new().name("events".into()).spawn(move || write(&waiting, file));
         let writer = writer
             .map_err(|source| EventsError { path: path.unwrap_or(Path::new("stderr")).into(), source })?;
         Ok(Arc::new(Self {
             queue: Mutex::new(Some(queue)),
+            role: Mutex::new(role),
             writer: Mutex::new(Some(writer)),
             meters: Arc::default(),
         }))
+    }
+
+    /// From now on this side is another.
+    pub fn speak_as(&self, role: &'static str) {
+        *self.role.lock().unwrap_or_else(PoisonError::into_inner) = role;
     }
 
     /// Writes `report`, stamped with the time now, if there is room.
     pub fn tell(&self, report: Report) {
         let stamped = Stamped::now(report);
         self.meters.note(&stamped);
+        let role = *self.role.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             // Whoever reads too slowly misses some.
-            if queue.try_send(stamped).is_err() {
+            if queue.try_send((role, stamped)).is_err() {
                 self.meters.report_lost();
             }
         }
@@ -84,8 +93,8 @@ impl EventLog {
     }
 }
 
-fn write(waiting: &Receiver<Stamped>, mut file: Option<impl Write>, name: &str) {
-    while let Ok(stamped) = waiting.recv() {
+fn write(waiting: &Receiver<(&'static str, Stamped)>, mut file: Option<impl Write>) {
+    while let Ok((name, stamped)) = waiting.recv() {
         let text = words(&stamped.report);
         if log::is_on() {
             let text = text.unwrap_or_else(|| format!("{:?}", stamped.report));
@@ -111,15 +120,21 @@ fn importance(report: &Report) -> Level {
         Report::PrimaryLost { .. }
         | Report::StandbyLost { .. }
         | Report::Frozen { .. }
+        | Report::Suspended { .. }
         | Report::Failed { .. }
         | Report::Refused { .. } => Level::ERROR,
         Report::Unprotected { .. }
         | Report::Solo { .. }
         | Report::AwaitingPromotion { .. }
         | Report::WitnessSilent { .. }
+        | Report::Fencing { .. }
+        | Report::Seeking { .. }
+        | Report::StandbyLeft { .. }
+        | Report::HeardElsewhere { .. }
+        | Report::SecondLink { up: false, .. }
         | Report::SwitchoverFailed { .. }
         | Report::DetachFailed { .. } => Level::WARN,
-        Report::RoundStarted { .. } => Level::DEBUG,
+        Report::RoundStarted { .. } | Report::DiskSync { .. } => Level::DEBUG,
         Report::RoundProgress { .. } | Report::Committed { .. } => Level::TRACE,
         _ => Level::INFO,
     }
@@ -136,6 +151,10 @@ pub fn words(report: &Report) -> Option<String> {
             *bytes as f64 / 1_048_576.0,
             *micros as f64 / 1e6
         ),
+        Report::DiskSync { bytes, left } => {
+            let mib = |bytes: &u64| *bytes as f64 / 1_048_576.0;
+            format!("{:.1} of {:.1} MiB of the disks are still to be sent", mib(left), mib(bytes))
+        }
         Report::HandedOver { term, pause_us } => format!(
             "the standby runs the guest in term {term}; it stood still for {:.1} ms",
             *pause_us as f64 / 1000.0
@@ -146,15 +165,33 @@ pub fn words(report: &Report) -> Option<String> {
         }
         Report::DetachFailed { reason } => format!("the standby is not detached: {reason}"),
         Report::Protected { epoch } => format!("the guest is protected from epoch {epoch} on"),
+        Report::StandbyGained { epoch, standbys } => {
+            format!("one more standby holds the guest, from epoch {epoch} on; now {standbys}")
+        }
+        Report::StandbyLeft { reason, standbys, .. } => {
+            format!("a standby is lost, {standbys} are left: {reason}")
+        }
+        Report::Renewed { term, standbys } => {
+            format!("the guest goes on in term {term} with {standbys} standbys")
+        }
         Report::Unprotected { reason } => format!("the guest goes on WITHOUT PROTECTION: {reason}"),
         Report::StandbyLost { reason, .. } => format!("the standby is lost: {reason}"),
         Report::PrimaryLost { reason, epoch, .. } => {
             format!("the primary is lost: {reason}; the last complete epoch is {epoch}")
         }
+        Report::HeardElsewhere { reason } => {
+            format!("the primary lives, by the second link, and is given time to go on: {reason}")
+        }
+        Report::SecondLink { address, up: true } => format!("the second link, to {address}, is there"),
+        Report::SecondLink { address, up: false } => format!("the second link, to {address}, is lost"),
         Report::Refused { reason } => format!("the guest is not run here: {reason}"),
         Report::AwaitingPromotion { reason } => format!("waiting to be promoted: {reason}"),
+        Report::Fencing { reason } => format!("fencing the old primary out: {reason}"),
         Report::Won { term } => format!("the witness made this side the live one, term {term}"),
         Report::WitnessSilent { reason } => format!("the witness does not answer, asking again: {reason}"),
+        Report::Suspended { reason } => format!("the guest STANDS STILL, and what it says is held: {reason}"),
+        Report::Thawed { term } => format!("the guest goes on, term {term}"),
+        Report::Seeking { reason } => format!("no standby yet, asking on: {reason}"),
         Report::Solo { term } => format!("the guest goes on alone, WITHOUT PROTECTION, term {term}"),
         Report::Frozen { reason } => format!("frozen: {reason}"),
         Report::Active { epoch, term, .. } => {

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
-    /// All is well: the guest ended with code 0; of a demo nothing was lost.
+    /// All is well: the guest ended with code 0; of a demo or drill nothing was lost.
     Success = 0,
-    /// What the other statuses do not tell apart; of a demo: something was lost, regressed or wrong.
+    /// What the other statuses do not tell apart; of a demo or drill: something was lost, regressed or wrong.
     Failure = 1,
     /// The command line is wrong (as clap has it).
     Usage = 2,
@@ -64,8 +64,8 @@ impl From<ExitStatus> for ExitCode {
 /// The table for `--help`.
 pub const EXIT_STATUSES: &str = "\
 Exit status:
-   0  success: the guest ended with code 0; of a demo: nothing was lost
-   1  failure; of a demo: something was lost, regressed or wrong
+   0  success: the guest ended with code 0; of a demo or drill: nothing was lost
+   1  failure; of a demo or drill: something was lost, regressed or wrong
    2  wrong command line
    3  the guest ended with a code other than 0
    4  the guest crashed, or KVM could not go on with it

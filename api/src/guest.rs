@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use mirror::dirty::DirtySet;
-use mirror::guest::{Guest, GuestError};
+use mirror::guest::{DiskSync, Guest, GuestError};
+use mirror::ids::LinkId;
 use mirror::memory::GuestRam;
 use vmm::{Boot, DevicesConfig, Exit, KernelImage, Machine, MachineConfig};
 
@@ -59,80 +60,115 @@ pub fn exit_status(exit: &Exit) -> ExitStatus {
 
 /// A guest that runs its first instruction once a standby has agreed to mirror it, and is tracked from there on: a guest
 /// that is not admitted, or that is live elsewhere, never runs.
-pub struct StartsMirrored(pub Machine);
+pub struct StartsMirrored {
+    /// Its machine.
+    pub machine: Machine,
+    /// It stands still until it is protected; the mirror then lets it go on.
+    pub suspended: bool,
+}
 
 impl Guest for StartsMirrored {
     fn ram(&self) -> &Arc<GuestRam> {
-        self.0.ram()
+        self.machine.ram()
     }
 
     fn describe(&self) -> Vec<u8> {
-        self.0.describe()
+        self.machine.describe()
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
-        self.0.start_tracking()?;
-        self.0.start();
+        self.machine.start_tracking()?;
+        if !self.suspended {
+            self.machine.start();
+        }
         Ok(())
     }
 
     fn stop_tracking(&mut self) -> Result<(), GuestError> {
-        self.0.stop_tracking()
+        self.machine.stop_tracking()
     }
 
     fn populated(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
-        self.0.populated(into)
+        self.machine.populated(into)
     }
 
     fn harvest(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
-        self.0.harvest(into)
+        self.machine.harvest(into)
     }
 
     fn peek_dirty(&mut self) -> Result<Option<u64>, GuestError> {
-        self.0.peek_dirty()
+        self.machine.peek_dirty()
     }
 
     fn pause(&mut self) -> Result<(), GuestError> {
-        self.0.pause()
+        self.machine.pause()
     }
 
     fn capture(&mut self) -> Result<(), GuestError> {
-        self.0.capture()
+        self.machine.capture()
     }
 
     fn encode_captured(&mut self, out: &mut Vec<u8>) -> Result<(), GuestError> {
-        self.0.encode_captured(out)
+        self.machine.encode_captured(out)
     }
 
     fn resume(&mut self) -> Result<(), GuestError> {
-        self.0.resume()
+        self.machine.resume()
     }
 
     fn freed(&mut self, into: &mut DirtySet) {
-        self.0.freed(into);
+        self.machine.freed(into);
     }
 
     fn hold_output(&mut self) {
-        self.0.hold_output();
+        self.machine.hold_output();
     }
 
     fn release_output(&mut self) {
-        self.0.release_output();
+        self.machine.release_output();
     }
 
     fn pass_output(&mut self) {
-        self.0.pass_output();
+        self.machine.pass_output();
     }
 
     fn freeze_output(&mut self) {
-        self.0.freeze_output();
+        self.machine.freeze_output();
     }
 
     fn output_waits(&self) -> bool {
-        self.0.output_waits()
+        self.machine.output_waits()
+    }
+
+    fn tell_of_output(&mut self, tell: Box<dyn Fn() + Send + Sync>) {
+        self.machine.tell_of_output(tell);
     }
 
     fn drain(&mut self) -> Result<(), GuestError> {
-        self.0.drain()
+        self.machine.drain()
+    }
+
+    fn agree(&mut self, link: LinkId, disks: &[u8]) -> Result<(), GuestError> {
+        self.machine.agree(link, disks)
+    }
+
+    fn follow(&mut self, links: &[LinkId]) -> Result<(), GuestError> {
+        self.machine.follow(links)
+    }
+
+    fn part(&mut self, link: LinkId) {
+        self.machine.part(link);
+    }
+
+    fn encode_log(&mut self, link: LinkId, out: &mut Vec<u8>) -> Result<(), GuestError> {
+        self.machine.encode_log(link, out)
+    }
+
+    fn sync_disks(&mut self, link: LinkId, out: &mut Vec<u8>) -> Result<(), GuestError> {
+        self.machine.sync_disks(link, out)
+    }
+
+    fn disk_sync(&self, link: Option<LinkId>) -> DiskSync {
+        self.machine.disk_sync(link)
     }
 }

@@ -8,7 +8,7 @@ use understudy::cli::{Cli, Command};
 use understudy::client::{self, ClientError};
 use understudy::exit::ExitStatus;
 use understudy::server::types::VmState;
-use understudy::{attach, demo, flags, pages, run, snapshot, standby, status, switchover, top};
+use understudy::{attach, demo, drill, flags, pages, run, snapshot, standby, status, switchover, top};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -17,13 +17,14 @@ fn main() -> ExitCode {
     };
     let status = match command {
         Command::Demo(options) => demo::demo(&options).unwrap_or_else(|error| say(&error, error.status())),
+        Command::Drill(options) => drill::drill(&options).unwrap_or_else(|error| say(&error, error.status())),
         Command::Run(options) => run::run(&options).unwrap_or_else(|error| say(&error, error.status())),
         Command::Restore(options) => {
             snapshot::restore(&options).unwrap_or_else(|error| say(&error, error.status()))
         }
         Command::Snapshot(options) => answered(snapshot::snapshot(&options)),
-        Command::Pause(options) => done(snapshot::set_state(&options, VmState::Paused)),
-        Command::Resume(options) => done(snapshot::set_state(&options, VmState::Resumed)),
+        Command::Pause(options) => done(client::set_state(&options.api_sock, VmState::Paused)),
+        Command::Resume(options) => done(client::set_state(&options.api_sock, VmState::Resumed)),
         Command::Standby(options) => {
             standby::standby(&options).unwrap_or_else(|error| say(&error, error.status()))
         }

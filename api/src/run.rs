@@ -107,7 +107,23 @@ impl RunError {
 pub fn run(options: &RunOptions) -> Result<ExitStatus, RunError> {
     match &options.config_file {
         None => waiting::wait_and_run(Draft::default(), &options.instance),
-        Some(path) => run_draft(path, Draft::load(path)?, &options.instance),
+        Some(path) => {
+            let mut draft = Draft::load(path)?;
+            let (listen, second) = (options.listen.clone(), options.second_listen.clone());
+            match &mut draft.mirror {
+                Some(mirror) => {
+                    mirror.listen = listen.or(mirror.listen.take());
+                    mirror.second_listen = second.or(mirror.second_listen.take());
+                }
+                None if listen.is_some() || second.is_some() => {
+                    let flag = if listen.is_some() { "listen" } else { "second-listen" };
+                    let reason = "the guest is not mirrored, so no other side takes it; give the configuration a \"mirror\" section, or leave this out";
+                    return Err(RunError::Flag { flag, reason: reason.into() });
+                }
+                None => {}
+            }
+            run_draft(path, draft, &options.instance)
+        }
     }
 }
 
@@ -122,7 +138,7 @@ pub(crate) fn run_draft(
 ) -> Result<ExitStatus, RunError> {
     let config = Config::finish(path, draft.clone())?;
     let ready = Ready::new(config)?;
-    let Some(mut stage) = Stage::open(instance)? else { return Ok(ExitStatus::Interrupted) };
+    let Some(mut stage) = Stage::open(instance, "primary")? else { return Ok(ExitStatus::Interrupted) };
     stage.configure(draft)?;
     run_on(&mut stage, ready, instance, None)
 }

@@ -1,4 +1,4 @@
-//! `understudy pause`, `resume`, `snapshot` and `restore`.
+//! `understudy snapshot` and `restore`.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -10,28 +10,20 @@ use mirror::console::Console;
 use vmm::snapshot::{RestoreError, RestoreMode, RestoreSource, Snapshot};
 use vmm::{Host, HostResources, Machine};
 
-use crate::cli::{RestoreOptions, SnapshotOptions, SocketOptions};
+use crate::cli::{RestoreOptions, SnapshotOptions};
 use crate::client::{self, ClientError, Method};
 use crate::exit::ExitStatus;
 use crate::guest_run::run_on;
 use crate::long::{Interrupt, watched};
 use crate::progress;
 use crate::run::{Beginning, Ready, RunError};
-use crate::server::types::{Progress, SnapshotCreate, SnapshotType, Vm, VmState};
+use crate::server::types::{Progress, SnapshotCreate, SnapshotType};
 use crate::stage::Stage;
 
-/// How long a pause may take to come about.
+/// How long it may take to break a snapshot off.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to write a guest to files.
 const LONG: Duration = Duration::from_hours(24);
-
-/// Lets the guest stand still or go on.
-///
-/// # Errors
-/// [`ClientError`]
-pub fn set_state(options: &SocketOptions, state: VmState) -> Result<(), ClientError> {
-    client::send(&options.api_sock, Method::PATCH, "/vm", &Vm { state }, PATIENCE)
-}
 
 /// Takes a snapshot. Ctrl-C breaks it off: the guest runs on, and nothing appears under the names of its files.
 ///
@@ -76,7 +68,9 @@ pub fn snapshot(options: &SnapshotOptions) -> Result<ExitStatus, ClientError> {
 /// [`RunError`]: the guest has then not run.
 pub fn restore(options: &RestoreOptions) -> Result<ExitStatus, RunError> {
     // First of all: it is what notices that the process is to end.
-    let Some(mut stage) = Stage::open(&options.instance)? else { return Ok(ExitStatus::Interrupted) };
+    let Some(mut stage) = Stage::open(&options.instance, "primary")? else {
+        return Ok(ExitStatus::Interrupted);
+    };
     let console = Console::new(io::stdout())?;
     let mut progress = progress::Progress::new(options.progress);
     let ending = Arc::clone(&stage.ending);

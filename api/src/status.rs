@@ -6,7 +6,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mirror::guest::DiskSync;
 use mirror::shell::metrics::PauseSummary;
+use mirror::shell::primary::StandbyFigures;
 use mirror::shell::{primary, standby};
 use serde::Serialize;
 
@@ -23,6 +25,10 @@ struct Everything {
     instance: InstanceInfo,
     mirror: Option<MirrorStatus>,
 }
+
+/// Why nobody takes over by himself, and what to do.
+const NO_WITNESS: &str = "none: nothing would prove that the primary is dead, so no standby takes over by itself; give both sides \
+                          the same --witness, or use `understudy promote` when the primary is lost";
 
 /// Time between two questions.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -66,12 +72,7 @@ pub fn status(options: &StatusOptions) -> Result<ExitStatus, ClientError> {
 }
 
 fn ask(socket: &Path) -> Result<Everything, ClientError> {
-    let instance = client::get(socket, "/")?;
-    let mirror = match client::get(socket, "/mirror") {
-        Err(ClientError::Fault { status: 404, .. }) => None,
-        answer => Some(answer?),
-    };
-    Ok(Everything { instance, mirror })
+    Ok(Everything { instance: client::get(socket, "/")?, mirror: client::mirror(socket)? })
 }
 
 /// Prints it, in place of what is on the screen if it is to `clear` that; says whether anybody reads it.
@@ -108,10 +109,24 @@ fn text(everything: &Everything) -> String {
 fn primary_rows(status: &primary::Status, mut row: impl FnMut(&str, String)) {
     row("role", format!("{}, {}", status.role, status.phase));
     row("guid", status.guid.to_string());
-    row("standby", status.standby.to_string());
+    match &status.standbys[..] {
+        [] | [_] => row("standby", status.standby.to_string()),
+        several => {
+            for StandbyFigures { address, standing, acknowledged, .. } in several {
+                row("standby", format!("{address}, {standing}, epoch {acknowledged}"));
+            }
+        }
+    }
+    let second_links = status.standbys.iter().filter_map(|standby| standby.second_link_up);
+    for is_up in second_links {
+        row("second link", if is_up { "there" } else { "LOST" }.into());
+    }
     row("term, epoch", format!("{}, {}", status.term, status.epoch));
-    row("witness", if status.witness { "yes" } else { "none: no automatic failover" }.into());
+    row("witness", if status.witness { "yes" } else { NO_WITNESS }.into());
     row("seeding", seeding(status));
+    if status.disk_sync.bytes > 0 {
+        row("disks", disks(status.disk_sync));
+    }
     row("epochs", format!("{} pages, {} sent", status.epoch_pages, bytes(status.epoch_bytes)));
     row("held output", bytes(status.held_bytes));
     let PauseSummary { pause_us, commit_us, .. } = status.times;
@@ -125,10 +140,22 @@ fn standby_rows(status: &standby::Status, mut row: impl FnMut(&str, String)) {
     row("role", format!("{}, {}", status.role, status.phase));
     row("guid", status.guid.map_or_else(|| "none".into(), |guid| guid.to_string()));
     row("listens on", status.listen.to_string());
+    if let Some(second) = &status.second_listen {
+        row("second link on", second.to_string());
+    }
     row("term, epoch", format!("{}, {}", status.term, status.epoch));
-    row("witness", if status.witness { "yes" } else { "none: promotion by hand" }.into());
+    row("witness", if status.witness { "yes" } else { NO_WITNESS }.into());
     let sense = &status.sense;
     row("received", format!("{} rounds, {} epochs, {} pages", sense.rounds, sense.epochs, sense.pages));
+}
+
+fn disks(sync: DiskSync) -> String {
+    match sync {
+        DiskSync { bytes: all, left, lags: true } => {
+            format!("{} of {} still to be sent to the standby", bytes(left), bytes(all))
+        }
+        DiskSync { bytes: all, .. } => format!("{}, the standby has all of it", bytes(all)),
+    }
 }
 
 fn seeding(status: &primary::Status) -> String {

@@ -1,25 +1,19 @@
 //! `understudy switchover` and `promote`: the standby runs the guest from now on.
 
-use std::time::Duration;
-
 use crate::cli::{SocketOptions, SwitchoverOptions};
-use crate::client::{self, ClientError, Method};
-use crate::server::Switchover;
+use crate::client::{self, ClientError};
 
-/// How long the two sides may take.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// What is said of a promotion that came about.
+pub(crate) const PROMOTED: &str = "the guest runs here";
 
 /// Orders it, waits until it is done, and prints what it cost.
 ///
 /// # Errors
 /// [`ClientError`]: also why the guest was not handed over.
 pub fn switchover(options: &SwitchoverOptions) -> Result<(), ClientError> {
-    let done: Switchover = client::put(&options.api_sock, "/mirror/switchover", PATIENCE)?;
-    if options.json {
-        println!("{}", serde_json::json!(done));
-    } else {
-        println!("the standby runs the guest; it stood still for {:.1} ms", done.pause_us as f64 / 1000.0);
-    }
+    let done = client::switchover(&options.api_sock, options.to.as_ref())?;
+    let text = if options.json { serde_json::json!(done).to_string() } else { done.words() };
+    println!("{text}");
     Ok(())
 }
 
@@ -28,7 +22,7 @@ pub fn switchover(options: &SwitchoverOptions) -> Result<(), ClientError> {
 /// # Errors
 /// [`ClientError`]: also why it does not.
 pub fn promote(options: &SocketOptions) -> Result<(), ClientError> {
-    client::send(&options.api_sock, Method::PUT, "/mirror/failover", &(), PATIENCE)?;
-    println!("the guest runs here");
+    client::promote(&options.api_sock)?;
+    println!("{PROMOTED}");
     Ok(())
 }

@@ -25,7 +25,7 @@ use crate::stage::{Happening, Stage};
 /// # Errors
 /// [`RunError`]: there is no API then.
 pub(crate) fn wait_and_run(draft: Draft, options: &InstanceOptions) -> Result<ExitStatus, RunError> {
-    let Some(mut stage) = Stage::open(options)? else { return Ok(ExitStatus::Interrupted) };
+    let Some(mut stage) = Stage::open(options, "primary")? else { return Ok(ExitStatus::Interrupted) };
     stage.configure(draft)?;
     stage.serve(options.api_sock.as_deref(), options.http_api_max_payload_size)?;
     while let Ok(happening) = stage.happenings.recv() {

@@ -37,6 +37,8 @@ struct Stream {
     policy: Policy,
     /// Why the sink takes no more, if so: what is allowed is then dropped, as a terminal that is gone drops it.
     broken: Option<io::Error>,
+    /// Counts the guests that have written here: what is under way to the sink belongs to one of them.
+    guests: u64,
 }
 
 /// A console whose output is released by the mirror. Shared between the serial port and the mirror.
@@ -60,6 +62,7 @@ impl Console {
                 allowed: 0,
                 policy: Policy::Pass,
                 broken: None,
+                guests: 0,
             }),
             changed: Condvar::new(),
             produced: AtomicU64::new(0),
@@ -146,10 +149,12 @@ impl Console {
     }
 
     /// Goes on where another side left off: at position `start`, with `bytes` that it is not known to have written.
-    /// They are released at once. Only for a console that nothing was written to yet.
+    /// They are released at once. What a guest before it has left here, frozen, is forgotten.
     pub fn take_over(&self, start: u64, bytes: &[u8]) {
         let mut stream = self.lock();
         let produced = start + bytes.len() as u64;
+        stream.guests += 1;
+        stream.policy = Policy::Pass;
         stream.bytes.clear();
         stream.bytes.extend(bytes);
         stream.written = start;
@@ -196,11 +201,12 @@ impl Console {
             let len = ((stream.allowed - stream.written) as usize).min(WRITE_CHUNK);
             chunk.clear();
             chunk.extend(stream.bytes.iter().take(len));
-            let broken = stream.broken.is_some();
+            let (broken, guest) = (stream.broken.is_some(), stream.guests);
             drop(stream);
             let outcome = if broken { Ok(len) } else { write_some(&mut sink, &chunk) };
             stream = self.lock();
             match outcome {
+                Ok(_) if guest != stream.guests => {}
                 Ok(count) => {
                     stream.written += count as u64;
                     stream.bytes.drain(..count);
@@ -283,6 +289,22 @@ mod tests {
         let bytes: Vec<u8> = out.try_iter().flatten().collect();
         assert_eq!(bytes, b"xyz");
         assert_eq!(console.written(), 103);
+    }
+
+    #[test]
+    fn console_of_a_guest_that_went_away_serves_the_one_that_comes_back() {
+        let (console, out) = console();
+        console.push(b"seen");
+        console.flush();
+        console.hold();
+        console.push(b"never committed");
+        console.freeze();
+        console.take_over(4, b" and ");
+        console.push(b"on");
+        console.flush();
+        let bytes: Vec<u8> = out.try_iter().flatten().collect();
+        assert_eq!(bytes, b"seen and on");
+        assert_eq!((console.written(), console.produced()), (11, 11));
     }
 
     #[test]

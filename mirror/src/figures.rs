@@ -1,6 +1,6 @@
 //! What a side counts of its mirror: reports in, figures out. No I/O and no clock.
 
-use crate::report::{Report, Stamped};
+use crate::report::{PerPhase, Report, Stamped};
 
 /// Upper bounds of the buckets that times are counted in, in microseconds: 10 µs to a minute. What takes longer is in a
 /// bucket of its own behind the last.
@@ -48,19 +48,6 @@ impl Buckets {
     }
 }
 
-/// The pause and its phases.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named as the fields of `PausePhases`")]
-pub struct Pauses {
-    /// The whole pause.
-    pub total: Buckets,
-    pub stop: Buckets,
-    pub harvest: Buckets,
-    pub copy: Buckets,
-    pub capture: Buckets,
-    pub resume: Buckets,
-}
-
 /// Everything that a side counts, over all standbys that its guest has had. A restart of the process begins anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -87,7 +74,7 @@ pub struct Figures {
     /// From one commit to the next.
     pub intervals: Buckets,
     /// The pauses of epochs.
-    pub pauses: Pauses,
+    pub pauses: PerPhase<Buckets>,
     /// From the end of a pause to the standby's answer.
     pub commits: Buckets,
     /// How long the first output of an epoch was held.
@@ -110,6 +97,8 @@ pub struct Figures {
     pub refused: u64,
     /// Questions that a witness did not answer.
     pub witness_silences: u64,
+    /// Times that the guest was made to stand still until it was known that it may go on.
+    pub suspensions: u64,
     /// How long the guest ran on neither side in switchovers.
     pub switchovers: Buckets,
     /// Switchovers that did not come about.
@@ -120,6 +109,8 @@ pub struct Figures {
     pub failures: u64,
     /// Pages of memory that have come from a snapshot, and that there are.
     pub filled: (u64, u64),
+    /// Bytes of the disks of which the standby has images of its own, and how many of them it was still to be sent.
+    pub disks: (u64, u64),
     /// Whether the standby can take over.
     pub protected: bool,
     joined_at: Option<u64>,
@@ -150,13 +141,7 @@ impl Figures {
                 self.epoch_pages += pages;
                 self.epoch_bytes += bytes;
                 since(&mut self.intervals, self.committed_at.replace(now), now);
-                let all = &mut self.pauses;
-                all.total.record(pause.total_us());
-                all.stop.record(pause.stop_us);
-                all.harvest.record(pause.harvest_us);
-                all.copy.record(pause.copy_us);
-                all.capture.record(pause.capture_us);
-                all.resume.record(pause.resume_us);
+                self.pauses.record(pause, Buckets::record);
                 self.commits.record(*commit_us);
                 if let Some(micros) = held_us {
                     self.held.record(*micros);
@@ -166,6 +151,13 @@ impl Figures {
                 self.protected = true;
                 since(&mut self.seeding, self.joined_at.take(), now);
             }
+            Report::StandbyGained { .. } => since(&mut self.seeding, self.joined_at.take(), now),
+            Report::StandbyLeft { silent_us, standbys, .. } => {
+                self.standby_losses.record(*silent_us);
+                self.protected = *standbys > 0;
+                self.lost_at = Some(now);
+            }
+            Report::Renewed { .. } => since(&mut self.decisions, self.lost_at.take(), now),
             Report::Unprotected { .. } => {
                 self.unprotected += 1;
                 self.protected = false;
@@ -210,10 +202,17 @@ impl Figures {
                 self.protected = false;
             }
             Report::Failed { .. } | Report::DetachFailed { .. } => self.failures += 1,
+            Report::DiskSync { bytes, left } => self.disks = (*bytes, *left),
             Report::MemoryArriving { there, pages } => self.filled = (*there, *pages),
             Report::MemoryComplete { pages, .. } => self.filled = (*pages, *pages),
             Report::Ended { .. } => self.protected = false,
+            Report::Suspended { .. } => self.suspensions += 1,
             Report::Listening { .. }
+            | Report::Thawed { .. }
+            | Report::Seeking { .. }
+            | Report::Fencing { .. }
+            | Report::HeardElsewhere { .. }
+            | Report::SecondLink { .. }
             | Report::RoundStarted { .. }
             | Report::RoundProgress { .. }
             | Report::AwaitingPromotion { .. } => {}

@@ -2,11 +2,33 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dirty::DirtySet;
+use crate::ids::{Epoch, Guid, LinkId};
 use crate::memory::{GuestRam, Layout};
 
 /// An error of the machine under the mirror, passed through to whoever started it.
 pub type GuestError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How far the images of a standby are the primary's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct DiskSync {
+    /// Bytes of all disks of which the standby has images of its own.
+    pub bytes: u64,
+    /// How many of them are still to be sent.
+    pub left: u64,
+    /// Whether they are too far behind for an epoch to be taken: a standby must not take over with them.
+    pub lags: bool,
+}
+
+/// Tells that a log is durable, or why it is not; to be called from another thread than the one it was handed to.
+pub type LogKept = Box<dyn FnOnce(Result<(), GuestError>) + Send>;
+
+/// Keeps every other side from writing to what both can reach, or says why that is not certain yet; it can then be called
+/// again. May take long. What it does is told by its argument.
+pub type FenceOut = Box<dyn FnMut(&mut dyn FnMut(String)) -> Result<(), GuestError> + Send>;
 
 /// The guest that a primary mirrors.
 ///
@@ -100,8 +122,49 @@ pub trait Guest: Send {
         false
     }
 
-    /// Returns when nothing that the guest asked for is still being carried out by this host, so that another may own
-    /// what it works on.
+    /// From now on `tell` is called, and nobody that was given before, when such a request comes. It may be called more often
+    /// than that, from any thread, and returns at once. A guest that does not tell is asked now and then.
+    fn tell_of_output(&mut self, _tell: Box<dyn Fn() + Send + Sync>) {}
+
+    // Disks of which each side has an image of its own. What is written to them is part of an epoch as a log, which the
+    // mirror carries and does not read. `capture` closes the logs of the epoch. For a guest without such disks there is
+    // nothing to do.
+
+    /// Agrees with the standby `link`, which has `disks` ([`StandbyMachine::disks`]): finds out in what its images differ.
+    ///
+    /// # Errors
+    /// What of the standby's disks cannot become a replica.
+    fn agree(&mut self, link: LinkId, disks: &[u8]) -> Result<(), GuestError>;
+
+    /// Those standbys with which it has agreed, and that are among `links`, take part in the epoch that is taken next.
+    ///
+    /// # Errors
+    /// Whatever keeps that from being noted.
+    fn follow(&mut self, links: &[LinkId]) -> Result<(), GuestError>;
+
+    /// The standby `link` is lost, or takes part no longer.
+    fn part(&mut self, link: LinkId);
+
+    /// After the pause: appends the log that [`capture`](Self::capture) has closed to `out`, as the standby `link` needs it.
+    ///
+    /// # Errors
+    /// Whatever keeps the epoch from being one.
+    fn encode_log(&mut self, link: LinkId, out: &mut Vec<u8>) -> Result<(), GuestError>;
+
+    /// While the standby `link` is seeded: appends to `out` the next blocks in which its images differ, a bounded number of
+    /// them. Those that were appended before are durable there.
+    ///
+    /// # Errors
+    /// An image that cannot be read.
+    fn sync_disks(&mut self, link: LinkId, out: &mut Vec<u8>) -> Result<(), GuestError>;
+
+    /// How far the images of the standby `link` are; they lag behind, too, as long as nothing is agreed. `None`: of the one
+    /// that lacks most.
+    fn disk_sync(&self, link: Option<LinkId>) -> DiskSync;
+
+    /// Returns when nothing that the guest, which stands still, asked for is still being carried out by this host, so that
+    /// another may own what it works on. Should the guest go on here after all, [`resume`](Self::resume) or
+    /// [`pass_output`](Self::pass_output) follows.
     ///
     /// # Errors
     /// Work that cannot be waited for.
@@ -115,11 +178,39 @@ pub trait StandbyMachine: Send {
     /// Guest memory in bytes that it can promise now.
     fn space(&self) -> u64;
 
-    /// Builds the twin of the machine that `description` ([`Guest::describe`]) tells of, with zeroed memory of `layout`.
+    /// Builds the twin of the machine of the guest `guid` that `description` ([`Guest::describe`]) tells of, with memory of
+    /// `layout`: zeroed, or as this guest left it here.
     ///
     /// # Errors
     /// What of the description cannot be had here.
-    fn allocate(&mut self, description: &[u8], layout: &Layout) -> Result<Arc<GuestRam>, GuestError>;
+    fn allocate(
+        &mut self,
+        guid: Guid,
+        description: &[u8],
+        layout: &Layout,
+    ) -> Result<Arc<GuestRam>, GuestError>;
+
+    /// Adds every page of the memory that was allocated that may hold something else than zeros.
+    ///
+    /// # Errors
+    /// Whatever keeps the machine from finding out.
+    fn held(&mut self, _into: &mut DirtySet) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    /// What it has of the disks of the machine that was allocated, for [`Guest::agree`]; empty without such disks.
+    fn disks(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Makes `log` ([`Guest::encode_log`] of this epoch, [`Guest::sync_disks`] under [`Epoch::NONE`]) durable, tells it by
+    /// `kept`, and applies it: an epoch whose log is durable is committed.
+    ///
+    /// # Errors
+    /// What is wrong with the log; `kept` is then not called.
+    fn keep_log(&mut self, _epoch: Epoch, _log: Vec<u8>, _kept: LogKept) -> Result<(), GuestError> {
+        Err("this standby has no disks of its own, and the primary has written to one".into())
+    }
 
     /// Restores `state` ([`Guest::encode_captured`]), so that it is known that the guest can be run here, and does not run
     /// it. It may be restored again.
@@ -127,6 +218,12 @@ pub trait StandbyMachine: Send {
     /// # Errors
     /// What of the state cannot be restored.
     fn prepare(&mut self, state: &[u8]) -> Result<(), GuestError>;
+
+    /// What must have been done before the guest may run here, if something must. `handed_over`: the primary has said that it
+    /// has nothing more to do with the guest ([`Guest::drain`]).
+    fn fence_out(&mut self, _handed_over: bool) -> Option<FenceOut> {
+        None
+    }
 
     /// Restores `state` ([`Guest::encode_captured`]) and runs the guest.
     ///

@@ -27,6 +27,9 @@ impl fmt::Display for Term {
     }
 }
 
+/// Names one link of a side.
+pub type LinkId = u64;
+
 /// Counts checkpoints from 1; 0 is "no complete epoch yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -15,6 +15,7 @@ pub mod link;
 pub mod memory;
 pub mod primary;
 pub mod report;
+pub mod resync;
 pub mod shell;
 pub mod staging;
 pub mod standby;

@@ -26,6 +26,31 @@ impl PausePhases {
     }
 }
 
+/// Something for the whole pause and for each of its phases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "named as the fields of `PausePhases`")]
+pub struct PerPhase<T> {
+    /// For the whole pause.
+    pub total: T,
+    pub stop: T,
+    pub harvest: T,
+    pub copy: T,
+    pub capture: T,
+    pub resume: T,
+}
+
+impl<T> PerPhase<T> {
+    /// Adds a pause: each time in microseconds to its own, by `add`.
+    pub fn record(&mut self, phases: &PausePhases, add: impl Fn(&mut T, u64)) {
+        add(&mut self.total, phases.total_us());
+        add(&mut self.stop, phases.stop_us);
+        add(&mut self.harvest, phases.harvest_us);
+        add(&mut self.copy, phases.copy_us);
+        add(&mut self.capture, phases.capture_us);
+        add(&mut self.resume, phases.resume_us);
+    }
+}
+
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -59,6 +84,13 @@ pub enum Report {
         sent: u64,
         /// Pages of it.
         pages: u64,
+    },
+    /// So much of the guest's disks is still to be sent to the standby, which has images of its own.
+    DiskSync {
+        /// Bytes of these disks.
+        bytes: u64,
+        /// Bytes to be sent.
+        left: u64,
     },
     /// The standby has received a round.
     RoundDone {
@@ -94,10 +126,48 @@ pub enum Report {
         #[serde(default)]
         stalled: bool,
     },
+    /// The guest stands still, and what it has output is held, until it is known that it may go on.
+    Suspended {
+        /// What is missing.
+        reason: String,
+    },
+    /// It goes on.
+    Thawed {
+        /// The term in which this side runs it.
+        term: Term,
+    },
+    /// A guest without protection is to have a standby again, and none takes it yet.
+    Seeking {
+        /// What came of it.
+        reason: String,
+    },
     /// The standby can take over from now on.
     Protected {
         /// The epoch it holds.
         epoch: Epoch,
+    },
+    /// One more standby can take over from now on.
+    StandbyGained {
+        /// The epoch it holds.
+        epoch: Epoch,
+        /// How many can.
+        standbys: u32,
+    },
+    /// One of several standbys is lost; the others go on.
+    StandbyLeft {
+        /// How that was noticed.
+        reason: String,
+        /// Microseconds since its last sign of life.
+        silent_us: u64,
+        /// How many can take over now.
+        standbys: u32,
+    },
+    /// The witness has shut out a standby that was lost: this side goes on in a new term with those that are left.
+    Renewed {
+        /// The term.
+        term: Term,
+        /// How many are left.
+        standbys: u32,
     },
     /// The guest goes on without protection.
     Unprotected {
@@ -122,6 +192,18 @@ pub enum Report {
         #[serde(default)]
         silent_us: u64,
     },
+    /// The mirror's link tells nothing of the primary any more, which lives by the second link: it is given time to go on.
+    HeardElsewhere {
+        /// How the link was lost.
+        reason: String,
+    },
+    /// The second link, on which the standby hears that this side lives, is there from now on, or is not.
+    SecondLink {
+        /// Where the standby listens on it.
+        address: String,
+        /// Whether it is there.
+        up: bool,
+    },
     /// The standby does not run the guest.
     Refused {
         /// Why not.
@@ -136,6 +218,11 @@ pub enum Report {
     Won {
         /// In this term.
         term: Term,
+    },
+    /// The guest is this side's, and does not run before the old primary is kept from writing to what both reach.
+    Fencing {
+        /// What is being done about that, or what it waits for.
+        reason: String,
     },
     /// The witness gave no answer; it is asked again.
     WitnessSilent {

@@ -82,7 +82,7 @@ fn guest_goes_on_alone_and_the_standby_forgets_it() {
 #[test]
 fn seeding_is_broken_off_and_the_guest_runs_on() {
     let mut world = World::new(u64::MAX, Duration::ZERO);
-    let seeding = |w: &World| w.primary.core.round() == 2 && w.primary.jobs.is_empty();
+    let seeding = |w: &World| w.primary.round() == 2 && w.primary.jobs.is_empty();
     assert_eq!(world.run_until(60_000, seeding), Ok(true));
     assert!(world.detach());
     assert_eq!(world.settle(), Ok(Outcome::Solo));

@@ -43,12 +43,14 @@ fn any_message() -> impl Strategy<Value = Message> {
             digest,
         }),
         bytes().prop_map(Message::WriteState),
+        bytes().prop_map(Message::WriteLog),
         (number(), bytes()).prop_map(|(start, bytes)| Message::WriteOutput { start, bytes }),
         (number(), any::<u64>(), number(), number()).prop_map(|(pages, digest, output_end, released)| {
             Message::Commit(Commit { pages, digest, output_end, released })
         }),
         Just(Message::ReleaseMemory { reason: String::new() }),
-        number().prop_map(|released| Message::Heartbeat { released }),
+        (number(), any::<u32>())
+            .prop_map(|(released, epoch_within_ms)| Message::Heartbeat { released, epoch_within_ms }),
     ]
 }
 
@@ -60,6 +62,7 @@ enum Hostile {
     Time(u64),
     Lost(u64),
     Allocated(bool),
+    Kept(u64, bool),
     Claimed(u8),
     Promote,
 }
@@ -87,6 +90,7 @@ fn hostile() -> impl Strategy<Value = Hostile> {
         1 => (0_u64..7000).prop_map(Hostile::Time),
         1 => link().prop_map(Hostile::Lost),
         1 => any::<bool>().prop_map(Hostile::Allocated),
+        2 => (0_u64..4, any::<bool>()).prop_map(|(number, durable)| Hostile::Kept(number, durable)),
         1 => (0_u8..3).prop_map(Hostile::Claimed),
         1 => Just(Hostile::Promote),
     ]
@@ -111,8 +115,12 @@ fn strike(standby: &mut Standby, now: &mut Duration, blow: Hostile, with_witness
         }
         Hostile::Lost(link) => Event::LinkLost { link, reason: "closed".into() },
         Hostile::Allocated(good) => {
-            let machine = if good { Ok(()) } else { Err("no".into()) };
+            let machine = if good { Ok(Vec::new()) } else { Err("no".into()) };
             Event::Allocated { machine, witness: if with_witness { witness() } else { WitnessView::None } }
+        }
+        Hostile::Kept(number, durable) => {
+            let outcome = if durable { Ok(()) } else { Err("the disk is full".into()) };
+            Event::LogKept { number, outcome }
         }
         Hostile::Claimed(0) => Event::Claimed(Claim::Granted(FIRST.next())),
         Hostile::Claimed(1) => Event::Claimed(Claim::Refused { term: FIRST.next(), owner: "x".into() }),

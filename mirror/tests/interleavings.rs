@@ -6,15 +6,18 @@
 mod sim;
 
 use std::thread;
+use std::time::Duration;
 
 use mirror::ids::Epoch;
+use mirror::report::Report;
+use mirror::{primary, standby};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use sim::Side;
 use sim::schedule::{Fault, Schedule, schedules};
 use sim::witness::Reach;
-use sim::world::Outcome;
+use sim::world::{Outcome, World};
 
 /// Schedules of an ordinary run.
 const SCHEDULES: u32 = 10_000;
@@ -72,11 +75,35 @@ fn kept(
     witness: bool,
     faults: Vec<(u16, Fault)>,
 ) {
-    let schedule =
-        Schedule { seed, protected, moves, ends_after: u64::MAX, pause_budget_us, witness, faults };
+    let schedule = Schedule {
+        seed,
+        protected,
+        moves,
+        ends_after: u64::MAX,
+        pause_budget_us,
+        witness,
+        second_link: false,
+        faults,
+        later: Vec::new(),
+    };
     if let Err(broken) = schedule.run() {
         panic!("{broken}: {schedule:?}");
     }
+}
+
+#[test]
+fn cut_of_the_mirror_link_alone_leaves_the_guest_where_it_is() {
+    let mut world = World::new(u64::MAX, Duration::from_millis(10));
+    world.open_second_link();
+    assert!(world.run_until(20_000, |world| world.primary.core.epoch() > Epoch(2)).unwrap());
+    (world.to_primary.cut, world.to_standby.cut) = (true, true);
+    let decided = |world: &World| {
+        world.primary.core.phase() == primary::Phase::Solo
+            && world.standby.core.phase() == standby::Phase::Waiting
+    };
+    assert!(world.run_until(200_000, decided).unwrap(), "standby {}", world.standby.core.phase().name());
+    let heard = |report: &Report| matches!(report, Report::HeardElsewhere { .. });
+    assert!(world.standby.reports.iter().any(heard), "{:?}", world.standby.reports);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn joining(world: &World, phase: standby::Phase) -> bool {
 }
 
 fn seeding(world: &World, round: u32) -> bool {
-    world.primary.core.phase() == primary::Phase::Seeding && world.primary.core.round() == round
+    world.primary.core.phase() == primary::Phase::Seeding && world.primary.round() == round
 }
 
 fn half_sent(world: &World, round: u32) -> bool {
@@ -56,7 +56,7 @@ fn sent(world: &World, round: u32) -> bool {
 }
 
 fn acknowledged(world: &World, round: u32) -> bool {
-    let harvest = |job: &Job| matches!(job, Job::Act(primary::Action::Harvest));
+    let harvest = |job: &Job| matches!(job, Job::Act(primary::Action::Harvest { .. }));
     seeding(world, round) && world.primary.jobs.iter().any(harvest)
 }
 

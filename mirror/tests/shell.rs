@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use mirror::console::Console;
 use mirror::dirty::DirtySet;
-use mirror::guest::{Guest, GuestError, StandbyMachine};
-use mirror::ids::{Epoch, Guid, Term};
+use mirror::guest::{DiskSync, FenceOut, Guest, GuestError, StandbyMachine};
+use mirror::ids::{Epoch, Guid, LinkId, Term};
 use mirror::link::{Address, FrameReader, FrameWriter, Listener, Stream};
 use mirror::memory::{GuestRam, Layout, PAGE_SIZE, PageMemory};
 use mirror::primary::Settings;
@@ -19,7 +19,7 @@ use mirror::shell::primary::{AttachError, Handle, Options, Outcome, attach};
 use mirror::shell::{Watcher, standby};
 use mirror::wire::message::{Body, Message, Policy};
 use mirror::wire::pages::{BatchEncoder, BufferPool};
-use mirror::witness::FileWitness;
+use mirror::witness::{FileWitness, Witness};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 const PAGES: u64 = 1024;
@@ -142,6 +142,28 @@ impl Guest for PlainGuest {
         Ok(Some(self.board.dirty.lock().unwrap().count()))
     }
 
+    fn agree(&mut self, _link: LinkId, _disks: &[u8]) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn follow(&mut self, _links: &[LinkId]) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn part(&mut self, _link: LinkId) {}
+
+    fn encode_log(&mut self, _link: LinkId, _out: &mut Vec<u8>) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn sync_disks(&mut self, _link: LinkId, _out: &mut Vec<u8>) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn disk_sync(&self, _link: Option<LinkId>) -> DiskSync {
+        DiskSync::default()
+    }
+
     fn pause(&mut self) -> Result<(), GuestError> {
         let _whole_step = self.board.dirty.lock().unwrap();
         self.board.stopped.store(true, Ordering::Release);
@@ -167,7 +189,18 @@ impl Guest for PlainGuest {
 /// A standby machine that tells with which memory and state it was activated.
 struct PlainTwin {
     memory: Option<PageMemory>,
+    /// The guest's memory, from an earlier time.
+    kept: Option<PageMemory>,
     activated: Sender<(PageMemory, u64)>,
+    fence: Option<Fence>,
+}
+
+/// What keeps others out once it is `closed`.
+#[derive(Clone, Default)]
+struct Fence {
+    closed: Arc<AtomicBool>,
+    /// Whether the primary had given the guest up.
+    handed_over: Arc<AtomicBool>,
 }
 
 impl StandbyMachine for PlainTwin {
@@ -175,15 +208,33 @@ impl StandbyMachine for PlainTwin {
         PAGES * PAGE_SIZE as u64
     }
 
-    fn allocate(&mut self, description: &[u8], _: &Layout) -> Result<Arc<GuestRam>, GuestError> {
+    fn allocate(&mut self, _: Guid, description: &[u8], _: &Layout) -> Result<Arc<GuestRam>, GuestError> {
         assert_eq!(description, b"plain");
-        self.memory = Some(memory());
+        self.memory = Some(self.kept.clone().unwrap_or_else(memory));
         Ok(Arc::clone(self.memory.as_ref().unwrap().ram()))
+    }
+
+    fn held(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
+        if self.kept.is_some() {
+            into.insert_range(0, PAGES);
+        }
+        Ok(())
     }
 
     fn prepare(&mut self, state: &[u8]) -> Result<(), GuestError> {
         <[u8; 8]>::try_from(state)?;
         Ok(())
+    }
+
+    fn fence_out(&mut self, handed_over: bool) -> Option<FenceOut> {
+        let fence = self.fence.clone()?;
+        fence.handed_over.store(handed_over, Ordering::Release);
+        let mut attempts = 0;
+        Some(Box::new(move |tell| {
+            attempts += 1;
+            tell(format!("attempt {attempts}"));
+            if fence.closed.load(Ordering::Acquire) { Ok(()) } else { Err("it is open".into()) }
+        }))
     }
 
     fn activate(&mut self, state: &[u8]) -> Result<(), GuestError> {
@@ -231,6 +282,8 @@ fn await_report(reports: &Receiver<Report>, wanted: impl Fn(&Report) -> bool) ->
 
 /// A pair in lockstep.
 struct Pair {
+    /// Pages of the first round.
+    seeded: u64,
     folder: tempfile::TempDir,
     primary: Handle<PlainGuest>,
     primary_out: Receiver<Vec<u8>>,
@@ -241,7 +294,7 @@ struct Pair {
     activated: Receiver<(PageMemory, u64)>,
 }
 
-fn options(standby: Address, witness: Option<FileWitness>) -> Options {
+fn options(standby: Address, witness: Option<Arc<dyn Witness>>) -> Options {
     // Busy test machines keep threads waiting: silence is judged generously, closed links at once.
     let settings = Settings { heartbeat: Duration::from_millis(200), misses: 25, ..Settings::default() };
     Options {
@@ -256,9 +309,19 @@ fn options(standby: Address, witness: Option<FileWitness>) -> Options {
 }
 
 fn pair(listen: &str) -> Pair {
+    pair_with(listen, PlainGuest::start, None)
+}
+
+/// A pair of this guest, and of a standby that has this memory of it.
+fn pair_with(
+    listen: &str,
+    guest: impl FnOnce(&Arc<Console>) -> PlainGuest,
+    kept: Option<PageMemory>,
+) -> Pair {
     let folder = tempfile::tempdir().unwrap();
     let listen = listen.replace("FOLDER", folder.path().to_str().unwrap());
-    let witness = Some(FileWitness::new(folder.path().join("witness")));
+    let witness: Arc<dyn Witness> = Arc::new(FileWitness::new(folder.path().join("witness")));
+    let witness = Some(witness);
     let (activated_sender, activated) = channel();
     let (standby_console, standby_out) = console();
     let (standby_watcher, standby_reports) = watcher();
@@ -266,19 +329,36 @@ fn pair(listen: &str) -> Pair {
     let address = listener.address();
     let standby = standby::serve(
         listener,
-        PlainTwin { memory: None, activated: activated_sender },
+        PlainTwin { memory: None, kept, activated: activated_sender, fence: None },
         standby_console,
-        standby::Options { name: "standby".into(), witness: witness.clone() },
+        standby::Options {
+            name: "standby".into(),
+            witness: witness.clone(),
+            occupied: false,
+            second_listen: None,
+        },
         standby_watcher,
     )
     .unwrap();
     let (primary_console, primary_out) = console();
     let (primary_watcher, primary_reports) = watcher();
-    let guest = PlainGuest::start(&primary_console);
+    let guest = guest(&primary_console);
     let primary = attach(guest, primary_console, options(address, witness), primary_watcher)
         .unwrap_or_else(|failure| panic!("{}", failure.error));
+    let round = await_report(&primary_reports, |report| matches!(report, Report::RoundStarted { .. }));
+    let Report::RoundStarted { pages: seeded, .. } = round else { unreachable!() };
     await_report(&primary_reports, |report| matches!(report, Report::Protected { .. }));
-    Pair { folder, primary, primary_out, primary_reports, standby, standby_out, standby_reports, activated }
+    Pair {
+        seeded,
+        folder,
+        primary,
+        primary_out,
+        primary_reports,
+        standby,
+        standby_out,
+        standby_reports,
+        activated,
+    }
 }
 
 fn assert_same_memory(ours: &PageMemory, theirs: &PageMemory) {
@@ -314,6 +394,35 @@ fn quiesced_pair_is_equal_over_unix_and_tcp() {
 }
 
 #[test]
+fn side_that_has_the_guests_memory_still_is_sent_only_what_differs() {
+    let kept = memory();
+    let ours = |console: &Arc<Console>| {
+        let guest = PlainGuest::start(console);
+        // It does nothing more.
+        guest.alive.store(false, Ordering::Relaxed);
+        guest.board.stopped.store(true, Ordering::Release);
+        drop(guest.board.dirty.lock().unwrap());
+        for page in 0..PAGES {
+            guest.board.memory.write(page, &[page as u8; PAGE_SIZE]).unwrap();
+        }
+        guest
+    };
+    for page in 5..PAGES {
+        kept.write(page, &[page as u8; PAGE_SIZE]).unwrap();
+    }
+    kept.write(700, &[1; PAGE_SIZE]).unwrap();
+
+    let pair = pair_with("unix:FOLDER/standby", ours, Some(kept.clone()));
+
+    // Page 0 is full of zeros on both sides.
+    assert_eq!(pair.seeded, 5);
+    pair.primary.quiesce().expect("lockstep");
+    pair.primary.notifier().guest_ended("test");
+    let (_, guest) = pair.primary.wait();
+    assert_same_memory(&guest.board.memory, &kept);
+}
+
+#[test]
 fn switchover_loses_and_repeats_nothing_and_tells_its_pause() {
     for listen in ["unix:FOLDER/standby", "tcp:127.0.0.1:0"] {
         let pair = pair(listen);
@@ -333,13 +442,33 @@ fn switchover_loses_and_repeats_nothing_and_tells_its_pause() {
 }
 
 #[test]
+fn guest_does_not_run_before_the_old_primary_is_fenced_out() {
+    let pair = pair("unix:FOLDER/standby");
+    let fence = Fence::default();
+    pair.standby.with_machine(|machine| machine.fence = Some(fence.clone()));
+    pair.primary.switchover().unwrap();
+    for wanted in ["attempt 1", "it is open", "attempt 2"] {
+        await_report(
+            &pair.standby_reports,
+            |report| matches!(report, Report::Fencing { reason } if reason == wanted),
+        );
+    }
+    assert!(fence.handed_over.load(Ordering::Acquire));
+    assert!(pair.activated.try_recv().is_err(), "others may still write");
+    assert_eq!(pair.standby.status().phase, standby::FENCING);
+    fence.closed.store(true, Ordering::Release);
+    pair.activated.recv_timeout(PATIENCE).unwrap();
+    await_report(&pair.standby_reports, |report| matches!(report, Report::Active { .. }));
+}
+
+#[test]
 fn switchover_before_the_guest_is_protected_is_refused_and_changes_nothing() {
     let pair = pair("unix:FOLDER/standby");
     let primary = pair.primary.notifier();
     pair.standby.cut();
     let (outcome, _guest) = pair.primary.wait();
     assert_ne!(outcome, Outcome::HandedOver);
-    assert!(primary.switchover().unwrap_err().contains("no longer mirrored"));
+    assert!(primary.switchover(None).unwrap_err().contains("no longer mirrored"));
 }
 
 #[test]
@@ -351,7 +480,9 @@ fn lost_link_leaves_exactly_one_side_live_with_nothing_lost() {
     pair.standby.cut();
     let (outcome, guest) = pair.primary.wait();
     match outcome {
-        Outcome::HandedOver => panic!("nobody asked for a switchover"),
+        Outcome::HandedOver | Outcome::Detached(_) | Outcome::Suspended(_) => {
+            panic!("nobody asked for {outcome:?}")
+        }
         Outcome::Frozen => {
             let (memory, step) = pair.activated.recv_timeout(PATIENCE).unwrap();
             let report =
@@ -463,8 +594,9 @@ fn standby_that_is_kept_busy_still_gives_signs_of_life() {
     let folder = tempfile::tempdir().unwrap();
     let address = Address::Unix(folder.path().join("standby"));
     let (standby_console, _out) = console();
-    let machine = PlainTwin { memory: None, activated: channel().0 };
-    let options = standby::Options { name: "standby".into(), witness: None };
+    let machine = PlainTwin { memory: None, kept: None, activated: channel().0, fence: None };
+    let options =
+        standby::Options { name: "standby".into(), witness: None, occupied: false, second_listen: None };
     let listener = Listener::bind(&address).unwrap();
     let _standby = standby::serve(listener, machine, standby_console, options, watcher().0).unwrap();
     let stream = Arc::new(Stream::connect(&address).unwrap());

@@ -7,13 +7,14 @@ use std::time::Duration;
 use mirror::ids::{Epoch, Guid, Term};
 use mirror::memory::{Layout, PAGE_SIZE, Region};
 use mirror::report::Report;
-use mirror::standby::{Action, Event, Phase, WitnessView};
-use mirror::wire::message::{Access, Commit, Message, Policy, Refusal, Space};
+use mirror::standby::{Action, Event, HEARTBEAT, Phase, WitnessView};
+use mirror::wire::header::Kind;
+use mirror::wire::message::{Access, Body, Commit, Message, Policy, Refusal, Space};
 use mirror::witness::{Claim, Record};
 
 use sim::guest::layout;
 use sim::primary_host::{FIRST, GUID};
-use sim::seat::{SPACE, Seat, allocate, reported, runs, said, witness};
+use sim::seat::{SPACE, Seat, allocate, header, reported, runs, said, witness};
 
 fn space(bytes: u64, wait: bool) -> Message {
     Message::SpaceRequest { bytes, wait }
@@ -26,7 +27,12 @@ fn lost(link: u64) -> Event {
 #[test]
 fn standby_rejects_stale_term() {
     let mut seat = Seat::shadowing(witness());
-    let actions = seat.say_as(1, Term(FIRST.0 - 1), Epoch(1), Message::Heartbeat { released: 0 });
+    let actions = seat.say_as(
+        1,
+        Term(FIRST.0 - 1),
+        Epoch(1),
+        Message::Heartbeat { released: 0, epoch_within_ms: 1000 },
+    );
     assert_eq!(said(&actions), [(1, Message::Refused(Refusal::StaleTerm { newest: FIRST }))]);
     assert_eq!(seat.standby.sense().stale_frames, 1);
     assert_eq!(seat.standby.phase(), Phase::Shadowing);
@@ -78,7 +84,7 @@ fn torn_epoch_is_never_visible() {
         assert_eq!(seat.standby.epoch(), Epoch(1));
         let actions = seat.feed(Event::Claimed(Claim::Granted(FIRST.next())));
         let first = |action: &Action| {
-            matches!(action, Action::Activate { state, output_start: 0, output }
+            matches!(action, Action::Activate { state, output_start: 0, output, handed_over: false }
             if state == b"first" && output.len() == 10)
         };
         assert!(actions.iter().any(first), "{actions:?}");
@@ -142,6 +148,58 @@ fn round_that_is_not_whole_is_refused() {
     let digest = seat.digest();
     let actions = seat.say(1, Message::RoundEnd { round: 1, pages: 2, digest });
     assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Protocol(_)))]), "{actions:?}");
+}
+
+#[test]
+fn primary_that_is_heard_of_but_whose_epochs_stand_still_is_lost() {
+    let mut seat = Seat::shadowing(witness());
+    let mut lost_after = None;
+    for tick in 1..100 {
+        seat.now += Duration::from_millis(20);
+        let heartbeat = Message::Heartbeat { released: 0, epoch_within_ms: 1000 };
+        seat.say_as(1, FIRST, Epoch(1), heartbeat);
+        let actions = seat.feed(Event::Tick);
+        if actions.iter().any(|action| matches!(action, Action::Claim { .. })) {
+            lost_after = Some(tick * 20);
+            break;
+        }
+    }
+    assert_eq!(lost_after, Some(1020));
+}
+
+#[test]
+fn piece_of_an_epoch_is_progress() {
+    let mut seat = Seat::shadowing(witness());
+    for _ in 0..100 {
+        seat.now += Duration::from_millis(100);
+        seat.say_as(1, FIRST, Epoch(1), Message::Heartbeat { released: 0, epoch_within_ms: 1000 });
+        seat.say_as(1, FIRST, Epoch(2), Message::WriteState(vec![1]));
+        let actions = seat.feed(Event::Tick);
+        assert!(!actions.iter().any(|action| matches!(action, Action::Claim { .. })), "{actions:?}");
+    }
+}
+
+#[test]
+fn side_that_runs_a_guest_of_its_own_takes_no_other() {
+    let mut seat = Seat::empty();
+    seat.feed(Event::Occupied);
+    let actions = seat.say(1, space(1, false));
+    assert!(matches!(said(&actions)[..], [(1, Message::SpaceResponse(Space::Denied { .. }))]), "{actions:?}");
+}
+
+#[test]
+fn side_whose_guest_has_gone_is_a_standby_again() {
+    let mut seat = Seat::shadowing(witness());
+    seat.feed(lost(1));
+    assert!(runs(&seat.feed(Event::Claimed(Claim::Granted(FIRST.next())))));
+    let waits = said(&seat.say_as(2, Term(FIRST.0 + 2), Epoch::NONE, space(1, true)));
+    assert_eq!(waits, [(2, Message::SpaceResponse(Space::Queued { before: 0 }))]);
+
+    let actions = seat.feed(Event::Vacated { space: SPACE });
+
+    assert_eq!(said(&actions), [(2, Message::SpaceResponse(Space::Granted))]);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Release)), "the machine is not its own");
+    assert_eq!((seat.standby.phase(), seat.standby.guid()), (Phase::Reserved, None));
 }
 
 #[test]
@@ -355,7 +413,8 @@ fn stranger_cannot_touch_a_mirrored_guest() {
 
 #[test]
 fn witness_of_other_storage_is_refused() {
-    let other = |guid, term| WitnessView::Record(Some(Record { guid, term, owner: "primary".into() }));
+    let other =
+        |guid, term| WitnessView::Record(Some(Record { guid, term, owner: "primary".into(), revision: 1 }));
     let views = [
         WitnessView::Record(None),
         WitnessView::Failed("no such storage".into()),
@@ -366,7 +425,7 @@ fn witness_of_other_storage_is_refused() {
         let mut seat = Seat::empty();
         seat.say(1, space(4096, false));
         seat.say(1, allocate());
-        let actions = seat.feed(Event::Allocated { machine: Ok(()), witness });
+        let actions = seat.feed(Event::Allocated { machine: Ok(Vec::new()), witness });
         assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Witness(_)))]), "{actions:?}");
         assert!(actions.iter().any(|action| matches!(action, Action::Release)));
         assert_eq!(seat.standby.phase(), Phase::Waiting);
@@ -394,9 +453,183 @@ fn output_at_the_end_of_all_positions_is_refused() {
 fn output_goes_on_where_the_primary_is_known_to_have_been() {
     let mut seat = Seat::shadowing(witness());
     seat.epoch(Epoch(2), b"second");
-    seat.say_as(1, FIRST, Epoch(2), Message::Heartbeat { released: 14 });
+    seat.say_as(1, FIRST, Epoch(2), Message::Heartbeat { released: 14, epoch_within_ms: 1000 });
     seat.feed(lost(1));
     let actions = seat.feed(Event::Claimed(Claim::Granted(FIRST.next())));
     let from_14 = |action: &Action| matches!(action, Action::Activate { output_start: 14, output, .. } if output.len() == 6);
     assert!(actions.iter().any(from_14), "{actions:?}");
+}
+
+/// Epoch 2 with a write log, up to the order to keep it; gives the log's number.
+fn epoch_with_a_log(seat: &mut Seat) -> u64 {
+    seat.parts(Epoch(2), b"second");
+    seat.say_as(1, FIRST, Epoch(2), Message::WriteLog(b"wri".to_vec()));
+    seat.say_as(1, FIRST, Epoch(2), Message::WriteLog(b"tten".to_vec()));
+    let commit = seat.commit(Epoch(2));
+    let actions = seat.say_as(1, FIRST, Epoch(2), Message::Commit(commit));
+    assert!(said(&actions).is_empty(), "{actions:?}");
+    match &actions[..] {
+        [Action::KeepLog { number, epoch: Epoch(2), log }] if log == b"written" => *number,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn epoch_is_acknowledged_and_applied_only_when_its_log_is_durable() {
+    let mut seat = Seat::shadowing(witness());
+    let number = epoch_with_a_log(&mut seat);
+    assert_eq!(seat.standby.epoch(), Epoch(1));
+    assert!(seat.feed(Event::LogKept { number: number + 1, outcome: Ok(()) }).is_empty());
+    let actions = seat.feed(Event::LogKept { number, outcome: Ok(()) });
+    assert!(
+        matches!(&actions[..], [Action::Send { message: Message::CommitAck, .. }, Action::Apply(_)]),
+        "{actions:?}"
+    );
+    assert_eq!(seat.standby.epoch(), Epoch(2));
+}
+
+#[test]
+fn epoch_whose_log_cannot_be_kept_is_refused_and_the_guest_goes_on_from_the_one_before() {
+    let mut seat = Seat::shadowing(witness());
+    let number = epoch_with_a_log(&mut seat);
+    let actions = seat.feed(Event::LogKept { number, outcome: Err("disk full".into()) });
+    let refused = |(_, message): &(u64, Message)| matches!(message, Message::Refused(Refusal::Machine(reason)) if reason == "disk full");
+    assert!(said(&actions).iter().any(refused), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::Claim { .. })), "{actions:?}");
+    let actions = seat.feed(Event::Claimed(Claim::Granted(FIRST.next())));
+    let first = |action: &Action| matches!(action, Action::Activate { state, output, .. } if state == b"first" && output.len() == 10);
+    assert!(actions.iter().any(first), "{actions:?}");
+}
+
+#[test]
+fn loss_of_the_primary_is_decided_on_when_the_log_is_durable() {
+    let mut seat = Seat::shadowing(witness());
+    let number = epoch_with_a_log(&mut seat);
+    assert!(seat.feed(lost(1)).is_empty());
+    let actions = seat.feed(Event::LogKept { number, outcome: Ok(()) });
+    assert!(said(&actions).is_empty(), "nobody is left to tell: {actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::Claim { .. })), "{actions:?}");
+    let actions = seat.feed(Event::Claimed(Claim::Granted(FIRST.next())));
+    let second = |action: &Action| matches!(action, Action::Activate { state, output, .. } if state == b"second" && output.len() == 20);
+    assert!(actions.iter().any(second), "{actions:?}");
+}
+
+#[test]
+fn nothing_more_of_an_epoch_is_taken_while_one_is_being_kept() {
+    let mut seat = Seat::shadowing(witness());
+    epoch_with_a_log(&mut seat);
+    let actions = seat.say_as(1, FIRST, Epoch(2), Message::WriteState(b"again".to_vec()));
+    assert!(matches!(said(&actions)[..], [(1, Message::Refused(Refusal::Protocol(_)))]), "{actions:?}");
+}
+
+#[test]
+fn round_that_brings_blocks_of_disks_is_acknowledged_when_they_are_there() {
+    let mut seat = Seat::receiving(witness());
+    seat.page(Epoch::NONE, 5, 1);
+    seat.say(1, Message::WriteLog(b"block".to_vec()));
+    let digest = seat.digest();
+    let actions = seat.say(1, Message::RoundEnd { round: 1, pages: 1, digest });
+    assert!(said(&actions).is_empty(), "{actions:?}");
+    let keep = |action: &Action| match action {
+        Action::KeepLog { number, epoch: Epoch::NONE, log } if log == b"block" => Some(*number),
+        _ => None,
+    };
+    let number = actions.iter().find_map(keep).expect("the blocks are kept");
+    let actions = seat.feed(Event::LogKept { number, outcome: Ok(()) });
+    assert_eq!(said(&actions), [(1, Message::RoundAck { round: 1 })]);
+}
+
+/// A heartbeat of a primary, on a link that is not the mirror's.
+fn beat(seat: &mut Seat, guid: Guid, term: Term) {
+    let header = header(Kind::Message, guid, term, Epoch::NONE, 0);
+    let actions = seat.feed(Event::Received { link: 2, header, body: Body::Message(HEARTBEAT) });
+    assert!(actions.is_empty(), "{actions:?}");
+}
+
+/// A standby that knows within which time epochs make progress, and has just heard its primary on the second link.
+fn heard_twice() -> Seat {
+    let mut seat = Seat::shadowing(witness());
+    seat.say(1, Message::Heartbeat { released: 0, epoch_within_ms: 1000 });
+    beat(&mut seat, GUID, FIRST);
+    seat
+}
+
+/// The same, and its mirror's link has just fallen silent, or is closed; and what came of that.
+fn heard_elsewhere(closed: bool) -> (Seat, Vec<Action>) {
+    let mut seat = heard_twice();
+    let actions = if closed { seat.feed(lost(1)) } else { Vec::new() };
+    (seat, actions)
+}
+
+/// Lets time pass in which the primary is heard on the second link alone; what came of it at the end.
+fn with_beats(seat: &mut Seat, for_ms: u64) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for _ in 0..for_ms / 25 {
+        seat.now += Duration::from_millis(25);
+        beat(seat, GUID, FIRST);
+        actions.extend(seat.feed(Event::Tick));
+    }
+    actions
+}
+
+#[test]
+fn primary_that_is_heard_on_the_second_link_is_not_lost_with_the_mirror_link() {
+    for closed in [false, true] {
+        let (mut seat, mut actions) = heard_elsewhere(closed);
+        actions.extend(with_beats(&mut seat, 900));
+        assert_eq!(seat.standby.phase(), Phase::Shadowing);
+        let heard = |report: &Report| matches!(report, Report::HeardElsewhere { .. });
+        assert_eq!(reported(&actions).iter().filter(|report| heard(report)).count(), 1, "{actions:?}");
+        // The primary is to notice, too, whichever way the link is cut.
+        assert_eq!(said(&with_beats(&mut heard_twice(), 225)).len(), 4);
+        assert!(said(&actions).len() <= 4, "{actions:?}");
+    }
+}
+
+#[test]
+fn primary_that_is_silent_on_both_links_is_lost() {
+    for closed in [false, true] {
+        let (mut seat, _) = heard_elsewhere(closed);
+        with_beats(&mut seat, 500);
+        seat.now += Duration::from_millis(201);
+        let actions = seat.feed(Event::Tick);
+        assert!(actions.iter().any(|action| matches!(action, Action::Claim { .. })), "{actions:?}");
+    }
+}
+
+#[test]
+fn primary_whose_epochs_stand_still_is_lost_wherever_it_is_heard() {
+    for closed in [false, true] {
+        let (mut seat, _) = heard_elsewhere(closed);
+        let actions = with_beats(&mut seat, 1050);
+        assert!(actions.iter().any(|action| matches!(action, Action::Claim { .. })), "{actions:?}");
+    }
+}
+
+#[test]
+fn mirror_link_that_was_only_silent_goes_on() {
+    let mut seat = heard_twice();
+    with_beats(&mut seat, 500);
+    let actions = seat.epoch(Epoch(2), b"second");
+    assert!(actions.iter().any(|action| matches!(action, Action::Apply(_))), "{actions:?}");
+}
+
+#[test]
+fn signs_of_life_of_another_guest_or_an_older_term_count_for_nothing() {
+    for (guid, term) in [(Guid::from_u128(1), FIRST), (GUID, Term(FIRST.0 - 1))] {
+        let mut seat = Seat::shadowing(witness());
+        seat.say(1, Message::Heartbeat { released: 0, epoch_within_ms: 1000 });
+        beat(&mut seat, guid, term);
+        let actions = seat.feed(lost(1));
+        assert!(actions.iter().any(|action| matches!(action, Action::Claim { .. })), "{actions:?}");
+    }
+}
+
+#[test]
+fn standby_without_a_complete_epoch_waits_for_no_second_link() {
+    let mut seat = Seat::receiving(witness());
+    seat.say(1, Message::Heartbeat { released: 0, epoch_within_ms: 1000 });
+    beat(&mut seat, GUID, FIRST);
+    seat.feed(lost(1));
+    assert_eq!(seat.standby.phase(), Phase::Waiting);
 }

@@ -186,10 +186,7 @@ fn without_a_witness_a_guest_that_was_given_up_stays_given_up() {
 #[test]
 fn switchover_is_refused_while_there_is_nothing_to_hand_over() {
     let mut world = World::new(u64::MAX, Duration::ZERO);
-    assert_eq!(
-        world.run_until(60_000, |w| w.primary.core.round() == 1 && w.primary.jobs.is_empty()),
-        Ok(true)
-    );
+    assert_eq!(world.run_until(60_000, |w| w.primary.round() == 1 && w.primary.jobs.is_empty()), Ok(true));
     assert!(world.switch_over());
     assert_eq!(world.settle(), Ok(Outcome::Protected));
     assert!(reported(&mut world, failed));

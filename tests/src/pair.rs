@@ -15,7 +15,7 @@ use mirror::primary::Settings;
 use mirror::report::Report;
 use mirror::shell::primary::{Handle, Options, attach};
 use mirror::shell::{Watcher, standby};
-use mirror::witness::FileWitness;
+use mirror::witness::{FileWitness, Witness};
 use vmm::{Boot, KernelImage, Machine, MachineConfig, StandbyHost};
 
 /// How long a pair may take for anything.
@@ -144,7 +144,8 @@ impl Pair {
     ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().to_str().expect("a readable path");
-        let witness = Some(FileWitness::new(folder.path().join("witness")));
+        let witness: Arc<dyn Witness> = Arc::new(FileWitness::new(folder.path().join("witness")));
+        let witness = Some(witness);
         let listener = Listener::bind(&listen.replace("FOLDER", path).parse().expect("an address"))
             .expect("a free address");
         let address = listener.address();
@@ -155,7 +156,12 @@ impl Pair {
             listener,
             StandbyHost::new(Arc::clone(&standby_console)),
             standby_console,
-            standby::Options { name: "standby".into(), witness: witness.clone() },
+            standby::Options {
+                name: "standby".into(),
+                witness: witness.clone(),
+                occupied: false,
+                second_listen: None,
+            },
             standby_watcher,
         )
         .expect("a standby");

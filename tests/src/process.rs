@@ -111,10 +111,14 @@ impl Process {
         Self { child, console, errors, reports }
     }
 
-    /// Starts a standby that listens on `listen`.
+    /// Starts a standby that listens on `listen`, with `witness`.
     pub fn standby(listen: &str, witness: &Path) -> Self {
-        let standby =
-            Self::start(&["standby", "--listen", listen, "--witness", &witness.display().to_string()]);
+        Self::standby_with(listen, &["--witness", &witness.display().to_string()])
+    }
+
+    /// Starts a standby that listens on `listen`, with `more` arguments.
+    pub fn standby_with(listen: &str, more: &[&str]) -> Self {
+        let standby = Self::start(&[&["standby", "--listen", listen], more].concat());
         standby.errors.await_text(|text| text.contains("listening on"));
         standby
     }
@@ -129,6 +133,11 @@ impl Process {
             assert!(Instant::now() < until, "it serves no API; it said:\n{}", self.errors.text());
             thread::sleep(GLANCE);
         }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     /// Sends `signal`.

@@ -110,6 +110,8 @@ const AFTER: &[Wrong] = &[
     ("DELETE /mirror", "", &["not mirrored"]),
     ("PATCH /mirror", r#"{"interval_ms": 10}"#, &["not mirrored"]),
     ("PUT /mirror/switchover", "", &["not mirrored"]),
+    ("PUT /mirror", r#"{"standby": "unix:/s", "heartbeat_ms": 0}"#, &["heartbeat_ms", "0", "1 to 60000"]),
+    ("PUT /mirror", r#"{"standby": "unix:/s", "listen": "unix:/s"}"#, &["listen", "address of its own"]),
 ];
 
 fn ask(api: &Path, line: &str, body: &str) -> (u16, String) {

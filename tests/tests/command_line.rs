@@ -50,9 +50,7 @@ impl Place {
     /// A standby that listens at `name`, its API at `name`.api.
     fn standby(&self, name: &str, more: &[&str]) -> Process {
         let (listen, api) = (format!("unix:{}", self.at(name)), self.at(&format!("{name}.api")));
-        let arguments = [&["standby", "--listen", &listen, "--api-sock", &api], more].concat();
-        let standby = Process::start(&arguments);
-        standby.errors.await_text(|text| text.contains("listening on"));
+        let standby = Process::standby_with(&listen, &[&["--api-sock", api.as_str()], more].concat());
         standby.await_api(Path::new(&api));
         standby
     }

@@ -81,7 +81,13 @@ fn sides_are_equal(config: &MachineConfig, listen: &str) {
     ours.encode(&mut encoded).expect("encodes");
     assert_eq!(MachineState::decode(&encoded).expect("decodes"), ours);
     let mut host = vmm::StandbyHost::new(mirror::console::Console::new(std::io::sink()).unwrap());
-    mirror::guest::StandbyMachine::allocate(&mut host, &machine.describe(), twin.layout()).expect("a twin");
+    mirror::guest::StandbyMachine::allocate(
+        &mut host,
+        mirror::ids::Guid::from_u128(1),
+        &machine.describe(),
+        twin.layout(),
+    )
+    .expect("a twin");
     host.restore(&encoded).expect("restores");
     let theirs = host.machine().expect("a machine").save().expect("the standby's state");
     assert_eq!(ours.differences(&theirs), Vec::<String>::new());

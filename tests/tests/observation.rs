@@ -185,15 +185,10 @@ mod kvm {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let [witness, listen, api, other] = ["witness", "standby", "api", "other"].map(path);
-        let standby = Process::start(&[
-            "standby",
-            "--listen",
+        let standby = Process::standby_with(
             &format!("unix:{}", listen.display()),
-            "--witness",
-            &witness.display().to_string(),
-            "--api-sock",
-            &other.display().to_string(),
-        ]);
+            &["--witness", &witness.display().to_string(), "--api-sock", &other.display().to_string()],
+        );
         standby.await_api(&other);
         let (log, file) = (path("log"), path("metrics"));
         accepted(&other, "/logger", &json!({"log_path": log, "level": "Debug", "show_level": true}));

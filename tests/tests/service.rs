@@ -2,15 +2,19 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::channel;
 use std::thread;
 
+use mirror::guest::Guest;
 use mirror::report::Report;
 use resources::protocol::{Reply, Request};
 use rustix::process::Signal;
 use tests::client::{Client, SERVICE};
 use tests::lan::{GUEST, Lan, alone};
-use tests::pair::await_report;
+use tests::pair::{PATIENCE, await_report, start_guest};
 use tests::process::{Process, understudy};
+use understudy::config::Config;
+use understudy::guest::machine_config;
 
 const BLOCKS: u64 = 64;
 
@@ -42,16 +46,10 @@ impl Two {
         lan.add_tap("tap1");
         let folder = tempfile::tempdir().unwrap();
         let (witness, listen) = (folder.path().join("witness"), folder.path().join("standby"));
-        let standby = Process::start(&[
-            "standby",
-            "--listen",
+        let standby = Process::standby_with(
             &format!("unix:{}", listen.display()),
-            "--witness",
-            &witness.display().to_string(),
-            "--net",
-            "net=tap1",
-        ]);
-        standby.errors.await_text(|text| text.contains("listening on"));
+            &["--witness", &witness.display().to_string(), "--net", "net=tap1"],
+        );
         let mirror = format!(
             r#", "mirror": {{"standby": "unix:{}", "witness": "{}"}}"#,
             listen.display(),
@@ -166,6 +164,31 @@ mod tap {
                     let value = resources::protocol::read_block(bytes.try_into().unwrap(), block);
                     assert_eq!(value, Some(block + 9));
                 }
+            });
+        }
+
+        #[test]
+        fn output_that_waits_is_told_of_and_not_only_found() {
+            alone(|lan| {
+                lan.add_tap("tap0");
+                let folder = tempfile::tempdir().unwrap();
+                let config = Config::load(Path::new(&configuration(folder.path(), "tap0", ""))).unwrap();
+                let arguments = config.boot.boot_args.clone().unwrap();
+                let (mut machine, _console, _screen) = start_guest(&machine_config(&config), &arguments);
+                let mut client = Client::connect(SERVICE.parse().unwrap()).unwrap();
+                client.ask(&Request::Set { register: 1, value: 1 }).unwrap();
+
+                let (told, heard) = channel();
+                machine.tell_of_output(Box::new(move || {
+                    let _ = told.send(());
+                }));
+                machine.hold_output();
+                let answer = thread::spawn(move || client.ask(&Request::Get { register: 1 }).is_ok());
+
+                heard.recv_timeout(PATIENCE).unwrap();
+                assert!(machine.output_waits());
+                machine.pass_output();
+                assert!(answer.join().unwrap());
             });
         }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use mirror::report::Report;
-use mirror::witness::{FileWitness, Witness};
+use mirror::witness::Record;
 use rustix::process::Signal;
 use tests::pair::await_report;
 use tests::process::{Process, configuration, understudy};
@@ -38,7 +38,7 @@ impl Two {
     }
 
     fn term(&self) -> (u64, String) {
-        let record = FileWitness::new(&self.witness).read().unwrap().expect("a record");
+        let record: Record = serde_json::from_slice(&std::fs::read(&self.witness).unwrap()).unwrap();
         (record.term.0, record.owner)
     }
 }
@@ -88,7 +88,8 @@ mod kvm {
         });
         assert_eq!(two.standby.console.text(), "");
         let (term, owner) = two.term();
-        assert!(term == 2 && owner.starts_with("primary"), "term {term}, owner {owner}");
+        // It has asked for a standby again since, in terms of its own.
+        assert!(term >= 2 && owner.starts_with("primary"), "term {term}, owner {owner}");
     }
 
     #[test]

@@ -96,6 +96,16 @@ pub struct UnknownDevice {
 }
 
 impl DevicesConfig {
+    /// Where they are on this host: for the same guest, should it come back.
+    pub fn places(&self) -> HostResources {
+        HostResources {
+            drives: self.drives.iter().map(|drive| (drive.id.clone(), drive.path.clone())).collect(),
+            nets: self.nets.iter().map(|net| (net.id.clone(), net.tap.clone())).collect(),
+            vsock: self.vsock.as_ref().map(|vsock| vsock.uds_path.clone()),
+            console: self.console.as_ref().map(|console| console.place.path().into()),
+        }
+    }
+
     /// Puts `here` in the place of what the configuration says.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ pub use cpu_template::{CpuTemplate, TemplateError};
 pub use exit::{Exit, ExitHandle};
 pub use host::{Host, HostError};
 pub use machine::{CreateError, Machine, MachineError, SerialInput};
+pub use memory::KeptMemory;
 pub use platform::{AttachError, DeviceCreateError, MAX_VIRTIO_DEVICES, MmioWindow, PlatformError};
 pub use standby::StandbyHost;
 pub use state::{MachineState, StateError};

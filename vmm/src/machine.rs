@@ -1,6 +1,7 @@
 //! A machine: it is created, loaded or restored, runs, pauses, tells its dirty pages and its state.
 
 mod create;
+mod disks;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -10,10 +11,12 @@ use std::time::{Duration, Instant};
 use devices::SerialError;
 use devices::i8042::I8042RestoreError;
 use devices::metadata::Metadata;
+use devices::virtio::block::replica::{KeepError, ReplicaError};
 use devices::virtio::{OutputPolicy, RestoreError};
 use kvm_ioctls::VmFd;
 use mirror::dirty::DirtySet;
-use mirror::guest::{Guest, GuestError};
+use mirror::guest::{DiskSync, Guest, GuestError};
+use mirror::ids::LinkId;
 use mirror::memory::{GuestRam, Layout};
 use thiserror::Error;
 
@@ -22,7 +25,7 @@ use crate::config::{DevicesConfig, MachineConfig};
 use crate::crew::{CrewError, Order};
 use crate::dirty::{self, DirtyError, Tracker};
 use crate::exit::{Exit, ExitHandle};
-use crate::memory::{Memory, MemoryError, Slots};
+use crate::memory::{KeptMemory, Memory, MemoryError, Slots};
 use crate::msrs::{self, MsrError};
 use crate::platform::{DevicesCapture, MmioWindow, VirtioDevices};
 use crate::processor::Processor;
@@ -89,6 +92,12 @@ pub enum MachineError {
     /// Memory.
     #[error(transparent)]
     Lost(#[from] MemoryLost),
+    /// A replicated disk.
+    #[error(transparent)]
+    Disk(#[from] ReplicaError),
+    /// What was kept of the disks.
+    #[error(transparent)]
+    Disks(#[from] KeepError),
     /// The state is that of another machine.
     #[error("the state has {state} {what} and the machine {machine}")]
     Count {
@@ -170,6 +179,7 @@ impl Machine {
     /// [`MachineError::Boot`] for whatever is wrong with the kernel; memory then holds part of it.
     pub fn load(&mut self, boot: &Boot) -> Result<(), MachineError> {
         self.check_paused("load a kernel")?;
+        self.check_disks()?;
         let windows = self.virtio_windows();
         let hardware = (self.config.vcpu_count, &windows[..]);
         let first = lock(&self.shared.vcpus[0].fd);
@@ -219,6 +229,11 @@ impl Machine {
 
     pub(crate) fn devices_to_change(&mut self) -> (&mut DevicesConfig, &VirtioDevices) {
         (&mut self.config.devices, &self.shared.platform.virtio)
+    }
+
+    /// Ends the machine; what its memory holds is kept, if it can be.
+    pub fn into_memory(self) -> Option<KeptMemory> {
+        self.memory.keep(self.config.huge_pages)
     }
 
     /// Tells when and how the guest's run ends, also while the machine belongs to somebody else.
@@ -499,6 +514,7 @@ impl Guest for Machine {
     }
 
     fn capture(&mut self) -> Result<(), GuestError> {
+        self.fences().captured();
         Ok(self.capture_state()?)
     }
 
@@ -507,6 +523,7 @@ impl Guest for Machine {
     }
 
     fn resume(&mut self) -> Result<(), GuestError> {
+        self.fences().hold_again()?;
         self.run();
         Ok(())
     }
@@ -519,18 +536,26 @@ impl Guest for Machine {
     }
 
     fn hold_output(&mut self) {
+        self.fences().exposed();
         self.shared.platform.virtio.set_output(OutputPolicy::Hold);
     }
 
     fn release_output(&mut self) {
+        self.fences().committed();
         self.shared.platform.virtio.release_output();
     }
 
     fn pass_output(&mut self) {
+        if self.fences().hold_again().is_err() {
+            // They are another side's: nothing may be written, and the guest will not run.
+            return;
+        }
+        self.fences().alone();
         self.shared.platform.virtio.set_output(OutputPolicy::Pass);
     }
 
     fn freeze_output(&mut self) {
+        self.fences().lost();
         self.shared.platform.virtio.set_output(OutputPolicy::Freeze);
     }
 
@@ -538,9 +563,38 @@ impl Guest for Machine {
         self.shared.platform.virtio.output_waits()
     }
 
+    fn tell_of_output(&mut self, tell: Box<dyn Fn() + Send + Sync>) {
+        self.shared.platform.virtio.tell_of_output(tell);
+    }
+
     fn drain(&mut self) -> Result<(), GuestError> {
-        self.shared.platform.virtio.drain();
+        self.let_go_of_disks();
         Ok(())
+    }
+
+    fn agree(&mut self, link: LinkId, disks: &[u8]) -> Result<(), GuestError> {
+        Ok(self.agree_on_disks(link, disks)?)
+    }
+
+    fn follow(&mut self, links: &[LinkId]) -> Result<(), GuestError> {
+        Ok(self.disks_follow(links)?)
+    }
+
+    fn part(&mut self, link: LinkId) {
+        self.disks_part(link);
+    }
+
+    fn encode_log(&mut self, link: LinkId, out: &mut Vec<u8>) -> Result<(), GuestError> {
+        self.encode_disk_log(link, out);
+        Ok(())
+    }
+
+    fn sync_disks(&mut self, link: LinkId, out: &mut Vec<u8>) -> Result<(), GuestError> {
+        Ok(self.synchronise_disks(link, out)?)
+    }
+
+    fn disk_sync(&self, link: Option<LinkId>) -> DiskSync {
+        self.disk_progress(link)
     }
 }
 
@@ -550,6 +604,7 @@ impl Drop for Machine {
         let all_quit = self.shared.crew.wait_quit(self.threads.len());
         // Nothing is carried out any more for a guest that is gone.
         self.shared.platform.virtio.pause();
+        self.let_go_of_disks();
         if all_quit.is_err() || self.shared.pager.as_deref().is_some_and(Pager::is_lost) {
             // Threads wait for memory that never comes: what they use stays until the process ends.
             std::mem::forget(Arc::clone(&self.shared));

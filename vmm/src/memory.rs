@@ -107,6 +107,27 @@ pub fn layout(mib: u32) -> Result<Layout, LayoutError> {
     Layout::new(regions)
 }
 
+/// What guest memory held when its machine went away.
+#[derive(Clone, Debug)]
+pub struct KeptMemory {
+    layout: Layout,
+    /// Whether of huge pages.
+    huge: bool,
+    file: Arc<File>,
+}
+
+impl KeptMemory {
+    /// Where it lay.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether it is of huge pages.
+    pub(crate) fn huge(&self) -> bool {
+        self.huge
+    }
+}
+
 /// Guest memory.
 pub(crate) struct Memory {
     ram: Arc<GuestRam>,
@@ -122,6 +143,11 @@ impl Memory {
     /// Memory of `layout`, all zeros, none of it touched.
     pub(crate) fn new(layout: Layout, huge: bool) -> Result<Self, MemoryError> {
         let file = Arc::new(create_file(&layout, huge)?);
+        Self::on(KeptMemory { layout, huge, file })
+    }
+
+    /// Memory as it was left.
+    pub(crate) fn on(KeptMemory { layout, huge, file }: KeptMemory) -> Result<Self, MemoryError> {
         // Huge pages are reserved now: without, one that is not to be had would kill the process at its first touch.
         let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
         let ram = map(&layout, &file, 0, libc::MAP_SHARED | reserve, huge).map_err(|error| {
@@ -173,6 +199,12 @@ impl Memory {
     /// Who provides pages that are missing still.
     pub(crate) fn pager(&self) -> Option<&Arc<Pager>> {
         self.pager.as_ref()
+    }
+
+    /// What it holds, for when it is gone; `None` if it is not its own, or not all there.
+    pub(crate) fn keep(&self, huge: bool) -> Option<KeptMemory> {
+        let file = Arc::clone(self.file.as_ref().filter(|_| self.pager.is_none())?);
+        Some(KeptMemory { layout: self.layout.clone(), huge, file })
     }
 
     /// Where pages go that the guest gives back.

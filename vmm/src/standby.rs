@@ -2,16 +2,21 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Instant;
 
+use devices::virtio::block::fence::FenceError;
 use mirror::console::Console;
-use mirror::guest::{GuestError, StandbyMachine};
+use mirror::dirty::DirtySet;
+use mirror::guest::{FenceOut, GuestError, LogKept, StandbyMachine};
+use mirror::ids::Epoch;
+use mirror::ids::Guid;
 use mirror::memory::{GuestRam, Layout};
 use thiserror::Error;
 
 use crate::config::{HostResources, UnknownDevice};
-use crate::exit::ExitHandle;
 use crate::host::Host;
 use crate::machine::{CreateError, Machine, MachineError};
+use crate::memory::KeptMemory;
 use crate::state::{self, MachineState, StateError};
 
 /// Where the kernel tells how much memory there is.
@@ -50,6 +55,9 @@ pub enum StandbyError {
         .0.join(", ")
     )]
     Processor(Vec<String>),
+    /// What would keep the primary from writing to a shared disk late.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
     /// There is a machine already.
     #[error("the standby holds a machine already")]
     Taken,
@@ -62,9 +70,14 @@ pub enum StandbyError {
 pub struct StandbyHost {
     host: Option<Host>,
     console: Arc<Console>,
-    exit: ExitHandle,
     machine: Option<Machine>,
     resources: HostResources,
+    /// The guest of the machine.
+    guid: Guid,
+    /// What the memory of a guest held that was here last.
+    kept: Option<(Guid, KeptMemory)>,
+    /// The machine's memory is as this guest left it here.
+    reused: bool,
 }
 
 impl StandbyHost {
@@ -73,9 +86,11 @@ impl StandbyHost {
         Self {
             host: None,
             console,
-            exit: ExitHandle::default(),
             machine: None,
             resources: HostResources::default(),
+            guid: Guid::nil(),
+            kept: None,
+            reused: false,
         }
     }
 
@@ -90,19 +105,20 @@ impl StandbyHost {
         Self { resources, ..self }
     }
 
-    /// Tells when and how the guest's run ends here.
-    pub fn exit_handle(&self) -> ExitHandle {
-        self.exit.clone()
-    }
-
     /// The machine that is held.
     pub fn machine(&mut self) -> Option<&mut Machine> {
         self.machine.as_mut()
     }
 
-    /// Takes the machine out, for instance to mirror it to another standby once it runs here.
-    pub fn into_machine(self) -> Option<Machine> {
-        self.machine
+    /// Takes the machine out, once it runs here: from then on it is no standby's.
+    pub fn take_machine(&mut self) -> Option<Machine> {
+        self.machine.take()
+    }
+
+    /// The guest `guid`, whose `machine` ran here, has gone to another side. Its memory is kept: should it come back, only
+    /// what differs need be sent.
+    pub fn remember(&mut self, guid: Guid, machine: Machine) {
+        self.kept = machine.into_memory().map(|memory| (guid, memory));
     }
 
     /// As [`StandbyMachine::activate`], but the guest does not run.
@@ -115,10 +131,17 @@ impl StandbyHost {
         Ok(())
     }
 
-    fn create(&mut self, description: &[u8], layout: &Layout) -> Result<Arc<GuestRam>, StandbyError> {
+    fn create(
+        &mut self,
+        guid: Guid,
+        description: &[u8],
+        layout: &Layout,
+    ) -> Result<Arc<GuestRam>, StandbyError> {
         if self.machine.is_some() {
             return Err(StandbyError::Taken);
         }
+        // Another guest must not see it, and there may be no room for both.
+        let kept = self.kept.take().filter(|(theirs, memory)| *theirs == guid && memory.layout() == layout);
         let (mut config, processor) = state::read_description(description)?;
         config.devices.relocate(&self.resources)?;
         let mib = config.mem_size_mib;
@@ -130,11 +153,19 @@ impl StandbyHost {
             Some(host) => host,
             none => none.insert(Host::open().map_err(CreateError::Host)?),
         };
-        let machine = Machine::create_with_exit(host, &config, Arc::clone(&self.console), self.exit.clone())?;
+        let console = Arc::clone(&self.console);
+        let kept = kept.map(|(_, memory)| memory).filter(|memory| memory.huge() == config.huge_pages);
+        self.reused = kept.is_some();
+        self.guid = guid;
+        let machine = match kept {
+            Some(memory) => Machine::create_with(host, &config, console, memory)?,
+            None => Machine::create_on(host, &config, console)?,
+        };
         let missing = processor.missing_in(&machine.processor());
         if !missing.is_empty() {
             return Err(StandbyError::Processor(missing));
         }
+        machine.fences().check()?;
         let ram = Arc::clone(mirror::guest::Guest::ram(&machine));
         self.machine = Some(machine);
         Ok(ram)
@@ -142,21 +173,55 @@ impl StandbyHost {
 }
 
 impl StandbyMachine for StandbyHost {
-    /// What the kernel thinks can be had without swapping.
+    /// What the kernel thinks can be had without swapping, and what is only kept for a guest that may come back.
     fn space(&self) -> u64 {
         let text = fs::read_to_string(MEMINFO).unwrap_or_default();
-        available(&text)
+        available(&text) + self.kept.as_ref().map_or(0, |(_, memory)| memory.layout().bytes())
     }
 
-    fn allocate(&mut self, description: &[u8], layout: &Layout) -> Result<Arc<GuestRam>, GuestError> {
-        Ok(self.create(description, layout)?)
+    fn allocate(
+        &mut self,
+        guid: Guid,
+        description: &[u8],
+        layout: &Layout,
+    ) -> Result<Arc<GuestRam>, GuestError> {
+        Ok(self.create(guid, description, layout)?)
+    }
+
+    fn held(&mut self, into: &mut DirtySet) -> Result<(), GuestError> {
+        match &self.machine {
+            Some(machine) if self.reused => Ok(machine.populated_pages(into)?),
+            _ => Ok(()),
+        }
+    }
+
+    fn disks(&mut self) -> Vec<u8> {
+        self.machine.as_ref().map(Machine::answer_about_disks).unwrap_or_default()
+    }
+
+    fn keep_log(&mut self, epoch: Epoch, log: Vec<u8>, kept: LogKept) -> Result<(), GuestError> {
+        let machine = self.machine.as_ref().ok_or(StandbyError::Empty)?;
+        Ok(machine.keep_disk_log(epoch, log, kept)?)
     }
 
     fn prepare(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        let machine = self.machine.as_ref().ok_or(StandbyError::Empty)?;
+        machine.check_disks()?;
         Ok(self.restore(state)?)
     }
 
+    fn fence_out(&mut self, handed_over: bool) -> Option<FenceOut> {
+        let fences = self.machine.as_ref()?.fences();
+        if fences.is_empty() {
+            return None;
+        }
+        let (fences, since) = (Arc::clone(fences), Instant::now());
+        Some(Box::new(move |tell| Ok(fences.take_over(since, handed_over, tell)?)))
+    }
+
     fn activate(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        let machine = self.machine.as_ref().ok_or(StandbyError::Empty)?;
+        machine.take_over_disks()?;
         self.restore(state)?;
         if let Some(machine) = &mut self.machine {
             machine.start();
@@ -165,7 +230,9 @@ impl StandbyMachine for StandbyHost {
     }
 
     fn release(&mut self) {
-        self.machine = None;
+        if let Some(machine) = self.machine.take() {
+            self.remember(self.guid, machine);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use devices::rate_limiter::RateLimiterConfig;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, BlockError};
 use devices::virtio::net::Net;
-use devices::virtio::{DeviceCounters, VirtioSlot};
+use devices::virtio::{DeviceCounters, OutputPolicy, VirtioSlot};
 use thiserror::Error;
 
 use crate::config::{DevicesConfig, UnknownDevice};
@@ -86,6 +86,18 @@ impl DeviceLimits {
         Ok(())
     }
 
+    /// This process is about to end: what is held is never carried out, what is under way is waited for, and then another
+    /// side may have the shared disks at once.
+    pub fn leave_disks(&self) {
+        let virtio = &self.shared.platform.virtio;
+        if virtio.fences().is_empty() {
+            return;
+        }
+        virtio.set_output(OutputPolicy::Freeze);
+        virtio.drain();
+        virtio.fences().let_go();
+    }
+
     /// Presses Ctrl, Alt and Del on the guest's keyboard and lets them go: what it then does is its own affair.
     ///
     /// # Errors
@@ -144,6 +156,7 @@ impl Machine {
         let drives: Vec<&str> = config.drives.iter().map(|drive| drive.id.as_str()).collect();
         let place = UnknownDevice::find("drive", id, &drives)?;
         virtio.change(place, |block: &mut Block| block.change_image(path)).transpose()?;
+        virtio.change(place, |block: &mut Block| virtio.fences().image_changed(block));
         virtio.tell_of_change(place);
         config.drives[place].path = path.into();
         Ok(())

@@ -11,9 +11,13 @@ use std::time::Instant;
 use common::{Code, PATIENCE, SMALL};
 use devices::virtio::console::{COLUMNS, ConsoleConfig, ConsolePlace, ROWS};
 use mirror::guest::{Guest, StandbyMachine};
+use mirror::ids::Guid;
 use mirror::memory::PageMemory;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::{DevicesConfig, HostResources, Machine, MachineConfig, StandbyHost};
+
+/// The guest's name.
+const GUEST: Guid = Guid::from_u128(1);
 
 /// Registers of the transport (virtio 1.2, 4.2.2).
 const DRIVER_FEATURES: u64 = 0x20;
@@ -152,7 +156,8 @@ fn what_was_held_comes_out_at_the_standby_and_the_guest_goes_on() {
     let there = folder.path().join("there");
     let resources = HostResources { console: Some(there.clone()), ..HostResources::default() };
     let mut standby = StandbyHost::new(common::console().0).with_resources(resources);
-    let to = PageMemory::new(standby.allocate(&machine.describe(), machine.layout()).unwrap()).unwrap();
+    let to =
+        PageMemory::new(standby.allocate(GUEST, &machine.describe(), machine.layout()).unwrap()).unwrap();
     let mut page = vec![0; 4096];
     for number in 0..from.layout().pages() {
         from.read(number, &mut page).unwrap();

@@ -4,9 +4,13 @@ mod common;
 
 use common::{Code, PATIENCE, SMALL};
 use mirror::guest::{Guest, StandbyMachine};
+use mirror::ids::Guid;
 use vmm::cpu_template::{Bits, LeafChange, MsrChange};
 use vmm::processor::Register::{self, Eax, Ebx, Ecx};
 use vmm::{CpuTemplate, Exit, Host, Machine, MachineConfig, StandbyHost};
+
+/// The guest's name.
+const GUEST: Guid = Guid::from_u128(1);
 
 /// Leaf 1, ECX: CMPXCHG16B, which every KVM offers.
 const CX16: u32 = 13;
@@ -58,7 +62,7 @@ fn lesser_host_takes_a_guest_whose_template_hides_what_it_lacks() {
         let (machine, _output) = common::machine(&config(template), &Code::new().spin());
         let lesser = Host::open().unwrap().reduced_by(without_cx16());
         let mut standby = StandbyHost::on(lesser, common::console().0);
-        let answer = standby.allocate(&machine.describe(), machine.layout());
+        let answer = standby.allocate(GUEST, &machine.describe(), machine.layout());
         match answer {
             Ok(_) => assert!(taken),
             Err(error) => {

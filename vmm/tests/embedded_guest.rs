@@ -12,10 +12,14 @@ use common::{Output, PATIENCE, console};
 use mirror::console::Console;
 use mirror::dirty::DirtySet;
 use mirror::guest::{Guest, StandbyMachine};
+use mirror::ids::Guid;
 use mirror::memory::{PAGE_SIZE, PageMemory};
 use resources::GUEST_ELF;
 use vmm::config::MAX_VCPUS;
 use vmm::{Boot, Exit, KernelImage, Machine, MachineConfig, MachineState, StandbyHost};
+
+/// The guest's name.
+const GUEST: Guid = Guid::from_u128(1);
 
 fn config(vcpu_count: u8) -> MachineConfig {
     MachineConfig::new(vcpu_count, 64)
@@ -60,7 +64,7 @@ impl Copier {
 fn attach(machine: &mut Machine) -> (StandbyHost, Copier, Output) {
     let (console, output) = console();
     let mut twin = StandbyHost::new(console);
-    let ram = twin.allocate(&machine.describe(), machine.layout()).unwrap();
+    let ram = twin.allocate(GUEST, &machine.describe(), machine.layout()).unwrap();
     let from = PageMemory::new(Arc::clone(machine.ram())).unwrap();
     let to = PageMemory::new(ram).unwrap();
     let dirty = DirtySet::new(from.layout().pages());

@@ -4,7 +4,11 @@ mod common;
 
 use common::{Code, SMALL, console, machine};
 use mirror::guest::{Guest, StandbyMachine};
+use mirror::ids::Guid;
 use vmm::{Machine, StandbyHost};
+
+/// The guest's name.
+const GUEST: Guid = Guid::from_u128(1);
 
 /// Ctrl, Alt and Del, down and up, in scancode set 1.
 const CTRL_ALT_DEL: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
@@ -59,7 +63,7 @@ fn keys_that_the_guest_has_not_read_go_with_it_and_interrupt_it_there() {
 
     let (console, _silent) = console();
     let mut standby = StandbyHost::new(console);
-    standby.allocate(&machine.describe(), machine.layout()).unwrap();
+    standby.allocate(GUEST, &machine.describe(), machine.layout()).unwrap();
     standby.restore(&bytes).unwrap();
     let twin = standby.machine().unwrap();
 

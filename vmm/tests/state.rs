@@ -10,8 +10,12 @@ use std::{env, fs};
 use common::{Code, Output, PATIENCE, SMALL, console, machine};
 use mirror::console::Console;
 use mirror::guest::{Guest, StandbyMachine};
+use mirror::ids::Guid;
 use mirror::memory::{Layout, PageMemory};
 use vmm::{Exit, Machine, MachineConfig, MachineState, StandbyHost};
+
+/// The guest's name.
+const GUEST: Guid = Guid::from_u128(1);
 
 /// Tells the child process where its state is.
 const CHILD: &str = "UNDERSTUDY_TEST_STATE";
@@ -43,7 +47,7 @@ fn capture(machine: &mut Machine) -> Vec<u8> {
 /// A standby that holds the twin of the machine described.
 fn standby(description: &[u8], layout: &Layout, memory: &[u8], console: Arc<Console>) -> StandbyHost {
     let mut standby = StandbyHost::new(console);
-    let ram = standby.allocate(description, layout).unwrap();
+    let ram = standby.allocate(GUEST, description, layout).unwrap();
     fill(&PageMemory::new(ram).unwrap(), memory);
     standby
 }
@@ -135,7 +139,7 @@ fn guest_that_had_ended_has_ended_in_its_twin() {
     let state = capture(&mut machine);
     let mut twin = twin(&mut machine, common::console().0);
     twin.activate(&state).unwrap();
-    assert_eq!(twin.exit_handle().get(), Some(Exit::Code(9)));
+    assert_eq!(twin.machine().unwrap().exit_handle().get(), Some(Exit::Code(9)));
 }
 
 #[test]
@@ -210,14 +214,14 @@ fn standby_refuses_what_it_cannot_hold() {
     let (machine, _output) = machine(&SMALL, &Code::counter());
     let mut standby = StandbyHost::new(console().0);
     assert!(standby.activate(&[]).is_err(), "nothing was allocated");
-    assert!(standby.allocate(&[1, 2], machine.layout()).is_err(), "no description");
+    assert!(standby.allocate(GUEST, &[1, 2], machine.layout()).is_err(), "no description");
     let other = vmm::memory::layout(32).unwrap();
-    let error = standby.allocate(&machine.describe(), &other).unwrap_err();
+    let error = standby.allocate(GUEST, &machine.describe(), &other).unwrap_err();
     assert!(error.to_string().contains("layout"), "{error}");
-    standby.allocate(&machine.describe(), machine.layout()).unwrap();
-    assert!(standby.allocate(&machine.describe(), machine.layout()).is_err(), "one machine at a time");
+    standby.allocate(GUEST, &machine.describe(), machine.layout()).unwrap();
+    assert!(standby.allocate(GUEST, &machine.describe(), machine.layout()).is_err(), "one machine at a time");
     standby.release();
-    standby.allocate(&machine.describe(), machine.layout()).unwrap();
+    standby.allocate(GUEST, &machine.describe(), machine.layout()).unwrap();
     assert!(standby.space() > 0);
 }
 
@@ -259,7 +263,7 @@ fn standby_refuses_a_guest_that_counts_on_what_its_host_lacks_and_names_it() {
     let allocate = |processor| {
         let mut standby = StandbyHost::new(console().0);
         let description = vmm::state::describe(&config, &processor);
-        standby.allocate(&description, &layout).map(drop)
+        standby.allocate(GUEST, &description, &layout).map(drop)
     };
     allocate(processor.clone()).expect("the same host has all of it");
 

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use devices::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 use devices::virtio::balloon::BalloonConfig;
-use devices::virtio::block::{BlockConfig, CacheType, EngineKind, ImageFormat};
+use devices::virtio::block::{
+    BlockConfig, CacheType, EngineKind, FenceConfig, ImageFormat, Replication, WatchdogConfig,
+};
 use devices::virtio::console::{COLUMNS, ConsoleConfig, ConsolePlace, ROWS};
 use devices::virtio::net::{Mac, NetConfig, queue_pairs};
 use devices::virtio::rng::RngConfig;
@@ -40,6 +42,112 @@ pub struct Drive {
     /// Limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
+    /// Which image the standby of a mirrored guest has.
+    #[serde(default, skip_serializing_if = "DriveReplication::is_default")]
+    pub replication: DriveReplication,
+}
+
+/// Which image the standby of a mirrored guest has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DriveReplication {
+    /// Whether it is the same one, or one of its own.
+    #[serde(default)]
+    pub mode: ReplicationMode,
+    /// What keeps an old primary from writing late to an image that is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<DriveFence>,
+    /// The watchdog, if that is the fence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<DriveWatchdog>,
+}
+
+/// What keeps an old primary from writing late to an image that is shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveFence {
+    /// A lock on the image, which the standby must be able to see. A standby that takes over kills a process of its own host
+    /// that still has it, and waits for one of another host.
+    #[default]
+    Lock,
+    /// A watchdog of each host, which resets the host of a primary that makes no progress. A standby that takes over waits
+    /// two and a half times its time.
+    Watchdog,
+}
+
+/// A watchdog of each host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DriveWatchdog {
+    /// Its device.
+    #[serde(default = "watchdog_device")]
+    #[schema(value_type = String)]
+    pub device: PathBuf,
+    /// Seconds after which it resets the host, 1 to 600.
+    #[serde(default = "watchdog_timeout")]
+    #[schema(minimum = 1, maximum = 600)]
+    pub timeout_s: u32,
+}
+
+fn watchdog_device() -> PathBuf {
+    "/dev/watchdog".into()
+}
+
+fn watchdog_timeout() -> u32 {
+    10
+}
+
+impl Default for DriveWatchdog {
+    fn default() -> Self {
+        Self { device: watchdog_device(), timeout_s: watchdog_timeout() }
+    }
+}
+
+/// Which image the standby of a mirrored guest has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicationMode {
+    /// The same, which lies where both sides reach it, behind a fence: what the guest writes waits until the standby knows of
+    /// it.
+    #[default]
+    Shared,
+    /// One of its own, which is made and kept equal: what the guest writes goes to the local image at once, and to the
+    /// standby with the epoch. Raw images only.
+    Replicated,
+}
+
+impl DriveReplication {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.mode == ReplicationMode::Replicated && self.fence.is_some() {
+            let reason = "is for a shared image; each side of a replicated drive has its own, and needs none";
+            return Err(("drives.replication.fence", reason.into()));
+        }
+        let Some(watchdog) = &self.watchdog else { return Ok(()) };
+        if self.fence != Some(DriveFence::Watchdog) {
+            let reason = "is only used with \"fence\": \"watchdog\"";
+            return Err(("drives.replication.watchdog", reason.into()));
+        }
+        if !(1..=600).contains(&watchdog.timeout_s) {
+            let reason = format!("{} is out of range; give 1 to 600 seconds", watchdog.timeout_s);
+            return Err(("drives.replication.watchdog.timeout_s", reason));
+        }
+        Ok(())
+    }
+
+    fn fence(&self) -> FenceConfig {
+        match self.fence.unwrap_or_default() {
+            DriveFence::Lock => FenceConfig::Lock,
+            DriveFence::Watchdog => {
+                let DriveWatchdog { device, timeout_s } = self.watchdog.clone().unwrap_or_default();
+                FenceConfig::Watchdog(WatchdogConfig { device, timeout_s })
+            }
+        }
+    }
 }
 
 /// What becomes of a flush.
@@ -80,6 +188,12 @@ impl Drive {
                 Some(IoEngine::Async) => EngineKind::IoUring,
             },
             limits: self.rate_limiter.as_ref().map(RateLimiter::limits),
+            replication: match self.replication.mode {
+                ReplicationMode::Shared => Replication::Shared(self.replication.fence()),
+                // What is never written is equal for ever.
+                ReplicationMode::Replicated if self.is_read_only => Replication::default(),
+                ReplicationMode::Replicated => Replication::Replicated,
+            },
         }
     }
 
@@ -339,6 +453,7 @@ pub(super) fn order(drives: &mut [Drive]) -> Result<(), (&'static str, String)> 
         if drives[..index].iter().any(|other| other.drive_id == *id) {
             return Err(("drives.drive_id", format!("{id:?} is the name of two drives; give each its own")));
         }
+        drive.replication.check()?;
     }
     drives.sort_by_key(|drive| !drive.is_root_device);
     Ok(())

@@ -26,7 +26,7 @@ pub mod operator;
 pub use draft::{BadValue, CpuSource, Draft, Section};
 pub use file::Config;
 pub use machine::{BootSource, HugePages, MachineSection, MachineUpdate};
-pub use mirroring::{MirrorSection, MirrorUpdate};
+pub use mirroring::{MirrorSection, MirrorUpdate, StandbyLost, Standbys};
 
 /// Says `embedded:guest` instead of a kernel's path.
 pub const EMBEDDED_GUEST: &str = "embedded:guest";

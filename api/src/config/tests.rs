@@ -1,3 +1,5 @@
+use ::devices::virtio::block::{FenceConfig, Replication, WatchdogConfig};
+use mirror::link::Address;
 use mirror::primary::Settings;
 
 use super::*;
@@ -126,9 +128,27 @@ fn mirror_section_needs_no_more_than_a_standby() {
 fn mirror_settings_are_checked() {
     let cases = [
         (r#""standby": "nowhere""#, "mirror.standby"),
+        (r#""standby": ["unix:/s", "nowhere"]"#, "mirror.standby"),
+        (r#""standby": []"#, "mirror.standby: 0 addresses"),
+        (r#""standby": "unix:/s", "listen": "unix:/s""#, "mirror.listen: unix:/s is a standby's, too"),
+        (
+            r#""standby": "unix:/s", "second_listen": "unix:/t""#,
+            "mirror.second_listen: this side waits for no guest",
+        ),
+        (
+            r#""standby": "tcp:b:1", "listen": "tcp:a:1", "second_listen": "tcp:a:1""#,
+            "mirror.second_listen: tcp:a:1 is where the mirror's link is",
+        ),
+        (
+            r#""standby": "tcp:b:1", "listen": "tcp:a:1", "second_listen": "tcp:0.0.0.0:2""#,
+            "mirror.second_listen: a primary cannot connect to tcp:0.0.0.0:2",
+        ),
         (r#""standby": "unix:/s", "heartbeat_ms": 0"#, "mirror.heartbeat_ms: 0 is out of range"),
         (r#""standby": "unix:/s", "heartbeat_misses": 0"#, "mirror.heartbeat_misses: 0 is out of range"),
-        (r#""standby": "unix:/s", "interval_ms": 4"#, "mirror.min_interval_ms: 5 is more than interval_ms"),
+        (
+            r#""standby": "unix:/s", "interval_ms": 4, "min_interval_ms": 5"#,
+            "mirror.min_interval_ms: 5 is more than interval_ms",
+        ),
         (r#""standby": "unix:/s", "guid": "7""#, "mirror.guid"),
         (r#""standby": "unix:/s", "interval": 4"#, "unknown field `interval`"),
     ];
@@ -199,6 +219,49 @@ fn file_that_is_not_there_is_named() {
 #[test]
 fn what_is_written_is_read_back() {
     let mut config = parse(&file(GOOD, "")).unwrap();
-    config.mirror = Some(MirrorSection::to("unix:/run/s.sock".parse().unwrap()));
+    config.mirror = Some(MirrorSection::to("unix:/run/s.sock".parse::<Address>().unwrap()));
     assert_eq!(parse(&serde_json::to_string_pretty(&config).unwrap()).unwrap(), config);
+}
+
+/// The configuration of a guest with one drive, of which `replication` is said.
+fn with_drive(replication: &str) -> String {
+    format!(
+        r#"{{"boot-source": {{"kernel_image_path": "k"}}, "machine-config": {{"vcpu_count": 1, "mem_size_mib": 64}},
+            "drives": [{{"drive_id": "d", "path_on_host": "i", "is_root_device": false, "replication": {replication}}}]}}"#
+    )
+}
+
+#[test]
+fn shared_drive_has_a_fence_whatever_is_said() {
+    let fence_of = |replication: &str| {
+        let config = parse(&with_drive(replication)).unwrap();
+        match config.drives[0].device().replication {
+            Replication::Shared(fence) => fence,
+            Replication::Replicated => panic!("{replication}"),
+        }
+    };
+    for lock in
+        ["{}", r#"{"mode": "shared"}"#, r#"{"mode": "shared", "fence": "lock"}"#, r#"{"fence": "lock"}"#]
+    {
+        assert_eq!(fence_of(lock), FenceConfig::Lock, "{lock}");
+    }
+    let watchdog =
+        |device: &str, timeout_s| FenceConfig::Watchdog(WatchdogConfig { device: device.into(), timeout_s });
+    assert_eq!(fence_of(r#"{"fence": "watchdog"}"#), watchdog("/dev/watchdog", 10));
+    let other = r#"{"fence": "watchdog", "watchdog": {"device": "/dev/watchdog1", "timeout_s": 30}}"#;
+    assert_eq!(fence_of(other), watchdog("/dev/watchdog1", 30));
+}
+
+#[test]
+fn fence_that_does_not_fit_is_refused() {
+    let cases = [
+        (r#"{"mode": "replicated", "fence": "lock"}"#, "each side of a replicated drive has its own"),
+        (r#"{"watchdog": {}}"#, r#"only used with "fence": "watchdog""#),
+        (r#"{"fence": "watchdog", "watchdog": {"timeout_s": 0}}"#, "0 is out of range; give 1 to 600"),
+        (r#"{"fence": "none"}"#, "expected `lock` or `watchdog`"),
+    ];
+    for (replication, reason) in cases {
+        let message = error(&with_drive(replication));
+        assert!(message.contains("replication") && message.contains(reason), "{message}");
+    }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mirror::report::Report;
 
-use super::pair::Side;
-use super::tally::Tally;
+use crate::sides::Side;
+use crate::sides::tally::Tally;
 
 /// Time between two lines that tell of the same thing.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ impl Display {
         }
         match (side, report) {
             (
-                Side::Standby,
+                Side::STANDBY,
                 Report::Joined { .. } | Report::RoundProgress { .. } | Report::Protected { .. },
             ) => {}
             (_, Report::RoundStarted { round, pages }) => {

@@ -1,6 +1,6 @@
 //! `understudy demo`: kills a primary and lets everybody see that its guest survives.
 //!
-//! The parent of both processes believes neither: it reads both consoles, and [`checker`] judges what it saw.
+//! The parent of both processes believes neither: it reads both consoles, and [`console`](crate::sides::console) judges what it saw.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,17 +11,13 @@ use thiserror::Error;
 
 use crate::exit::ExitStatus;
 use crate::process;
+use crate::sides::Side;
 use display::Display;
-use pair::Side;
 use report::{Outcome, RunReport};
 
-pub mod checker;
 mod display;
-pub mod lines;
 pub mod options;
-mod pair;
 pub mod report;
-mod tally;
 mod trial;
 
 pub use options::DemoOptions;

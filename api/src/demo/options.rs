@@ -52,7 +52,7 @@ pub struct DemoOptions {
     #[arg(long, default_value_t = 25, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub interval_ms: u32,
     /// Shortest time between two epochs: output that waits ends an epoch early, but not earlier
-    #[arg(long, default_value_t = 5, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    #[arg(long, default_value_t = 1, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub min_interval_ms: u32,
     /// Time between two signs of life of each side
     #[arg(long, default_value_t = 50, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]

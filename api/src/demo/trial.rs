@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 
 use mirror::link::Address;
 use mirror::report::monotonic_us;
+use mirror::witness::WitnessAddress;
+
+use crate::sides::console::{Consoles, Findings, check};
+use crate::sides::process::{Observation, Process, Side};
+use crate::sides::tally::Tally;
 
 use super::DemoError;
-use super::checker::{Consoles, Findings, check};
 use super::display::Display;
 use super::options::{KillMoment, Plan};
-use super::pair::{Observation, Process, Side};
 use super::report::{Outcome, Pauses, RunReport};
-use super::tally::Tally;
 
 /// How often the clock and the interrupt flag are looked at while nothing is observed.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -69,15 +71,15 @@ pub(super) fn carry_out(
     let mut standby = start_standby(folder.path(), tcp, &seen)?;
     let listens = |trial: &Trial| trial.standby.tally.listening.is_some();
     if let Err(error) = trial.until("the standby listens", listens) {
-        return Err(explain(error, Side::Standby, standby));
+        return Err(explain(error, Side::STANDBY, standby));
     }
     let address = trial.standby.tally.listening.clone().unwrap_or_default();
     let started_us = monotonic_us();
     trial.display.start(started_us);
     let mut primary = start_primary(folder.path(), plan, &address, &seen)?;
     if let Err(error) = trial.until_moment(started_us) {
-        let side = if trial.primary.closed { Side::Primary } else { Side::Standby };
-        return Err(explain(error, side, if side == Side::Primary { primary } else { standby }));
+        let side = if trial.primary.closed { Side::PRIMARY } else { Side::STANDBY };
+        return Err(explain(error, side, if side == Side::PRIMARY { primary } else { standby }));
     }
 
     let phase_at_kill = trial.primary.tally.phase();
@@ -112,7 +114,7 @@ fn start_standby(folder: &Path, tcp: bool, seen: &Sender<Observation>) -> Result
         "--witness".into(),
         folder.join("witness").into(),
     ];
-    Process::start(Side::Standby, &arguments, seen).map_err(DemoError::System)
+    Process::start(Side::STANDBY, &arguments, seen).map_err(DemoError::System)
 }
 
 fn start_primary(
@@ -123,15 +125,16 @@ fn start_primary(
 ) -> Result<Process, DemoError> {
     let mut config = plan.config.clone();
     if let Some(mirror) = &mut config.mirror {
-        mirror.standby =
+        let address: Address =
             standby.parse().map_err(|reason: String| DemoError::System(io::Error::other(reason)))?;
-        mirror.witness = Some(folder.join("witness"));
+        mirror.standby = address.into();
+        mirror.witness = Some(WitnessAddress::File(folder.join("witness")));
     }
     let file = folder.join("vm.json");
     let text = serde_json::to_string_pretty(&config).map_err(|error| DemoError::System(error.into()))?;
     std::fs::write(&file, text).map_err(DemoError::System)?;
     let arguments: [OsString; 3] = ["run".into(), "--config-file".into(), file.into()];
-    Process::start(Side::Primary, &arguments, seen).map_err(DemoError::System)
+    Process::start(Side::PRIMARY, &arguments, seen).map_err(DemoError::System)
 }
 
 /// Puts what the process said last into the error of its early end.
@@ -168,7 +171,7 @@ impl Trial<'_> {
         match observation {
             Observation::Told(side, stamped) => {
                 self.of(side).tally.note(&stamped);
-                let observed = if side == Side::Primary { &self.primary } else { &self.standby };
+                let observed = if side == Side::PRIMARY { &self.primary } else { &self.standby };
                 self.display.told(side, stamped.at_us, &stamped.report, &observed.tally);
             }
             Observation::Wrote { side, at_us, bytes } => {
@@ -182,8 +185,8 @@ impl Trial<'_> {
 
     fn of(&mut self, side: Side) -> &mut Observed {
         match side {
-            Side::Primary => &mut self.primary,
-            Side::Standby => &mut self.standby,
+            Side::PRIMARY => &mut self.primary,
+            _ => &mut self.standby,
         }
     }
 
@@ -191,7 +194,7 @@ impl Trial<'_> {
     fn until(&mut self, what: &'static str, reached: impl Fn(&Self) -> bool) -> Result<(), DemoError> {
         while !reached(self) {
             if self.standby.closed {
-                return Err(DemoError::ended(Side::Standby));
+                return Err(DemoError::ended(Side::STANDBY));
             }
             if self.deadline <= Instant::now() {
                 return Err(DemoError::TimedOut { what, seconds: self.plan.timeout.as_secs_f64() });
@@ -205,10 +208,10 @@ impl Trial<'_> {
     fn until_moment(&mut self, started_us: u64) -> Result<(), DemoError> {
         loop {
             if self.primary.closed {
-                return Err(DemoError::ended(Side::Primary));
+                return Err(DemoError::ended(Side::PRIMARY));
             }
             if self.standby.closed {
-                return Err(DemoError::ended(Side::Standby));
+                return Err(DemoError::ended(Side::STANDBY));
             }
             if let Some(reason) = &self.primary.tally.unprotected {
                 return Err(DemoError::NotMirrored(reason.clone()));

@@ -56,6 +56,7 @@ catalogue! {
     TERM: Gauge "term" [] "The newest term that this side knows.";
     EPOCH: Gauge "epoch" [] "The last epoch that the standby holds whole.";
     PAGES: Gauge "guest_pages" [] "Pages of 4 KiB of the mirrored guest's memory.";
+    SECOND_LINK: Gauge "second_link_up" ["standby"] "Whether the second link to the standby at this address is there; nothing for one without.";
     JOINED: Counter "attachments" [] "Times that a primary and a standby came to terms.";
     DETACHED: Counter "detachments" [] "Standbys given up by wish.";
 
@@ -67,6 +68,7 @@ catalogue! {
     SEED_PAGES: Counter "seeding_pages" [] "Pages sent in seeding rounds.";
     SEED_DIRTIED: Counter "seeding_dirtied_pages" [] "Pages that the guest dirtied while rounds were sent.";
     SEED_BYTES: Counter "seeding_wire" Bytes [] "Sent in seeding rounds.";
+    DISKS: Gauge "disk_sync" Bytes ["state"] "Of the disks of which the standby has images of its own: still to be sent to it (left), and all.";
 
     EPOCHS: Counter "epochs" [] "Epochs committed.";
     STALLED: Counter "epochs_stalled" [] "Those that did not fit staging, so that their pause waited for the link.";
@@ -86,6 +88,7 @@ catalogue! {
     FROZEN: Counter "frozen" [] "Times that this side froze, since another was the live one.";
     REFUSED: Counter "refused" [] "Guests that this standby did not run though their primary was lost.";
     UNPROTECTED: Counter "unprotected" [] "Times that the guest went on without protection, other than by wish.";
+    SUSPENSIONS: Counter "suspensions" [] "Times that the guest was made to stand still until it was known that it may go on.";
     SILENCES: Counter "witness_silences" [] "Questions that the witness did not answer.";
     SWITCHOVER: Histogram "switchover_pause_duration" Seconds [] "How long the guest ran on neither side in switchovers.";
     SWITCHOVER_FAILED: Counter "switchovers_failed" [] "Switchovers that did not come about.";

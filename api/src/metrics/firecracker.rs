@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::Reading;
 use crate::config::operator;
 use crate::server::MirrorStatus;
+use crate::server::types::Place;
 use crate::sink::Sink;
 
 /// Where lines go, and what they say besides the figures.
@@ -225,10 +226,17 @@ impl Line {
             self.count("mirror", key, count);
         }
         self.put("mirror", "protected", json!(mirror.protected));
-        match &reading.status {
-            None => self.put("mirror", "role", json!("none")),
-            Some(MirrorStatus::Primary(status)) => {
-                self.place(&status.role, &status.phase, status.term.0, status.epoch.0);
+        let Some(status) = &reading.status else {
+            self.put("mirror", "role", json!("none"));
+            return;
+        };
+        let Place { role, phase, term, epoch } = status.place();
+        self.put("mirror", "role", json!(role));
+        self.put("mirror", "phase", json!(phase));
+        self.put("mirror", "term", json!(term.0));
+        self.put("mirror", "epoch", json!(epoch.0));
+        match status {
+            MirrorStatus::Primary(status) => {
                 self.put("mirror", "held_bytes", json!(status.held_bytes));
                 for (name, times) in [("pause", status.times.pause_us), ("commit", status.times.commit_us)] {
                     self.put("mirror", &format!("{name}_p50_us"), json!(times.p50));
@@ -236,20 +244,11 @@ impl Line {
                     self.put("mirror", &format!("{name}_max_us"), json!(times.max));
                 }
             }
-            Some(MirrorStatus::Standby(status)) => {
-                self.place(&status.role, &status.phase, status.term.0, status.epoch.0);
+            MirrorStatus::Standby(status) => {
                 self.count("mirror", "received_pages", status.sense.pages);
                 self.count("mirror", "received_epochs", status.sense.epochs);
                 self.count("mirror", "stale_frames", status.sense.stale_frames);
             }
-        }
-    }
-
-    fn place(&mut self, role: &str, phase: &str, term: u64, epoch: u64) {
-        for (key, value) in
-            [("role", json!(role)), ("phase", json!(phase)), ("term", json!(term)), ("epoch", json!(epoch))]
-        {
-            self.put("mirror", key, value);
         }
     }
 }

@@ -6,8 +6,8 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::lock;
 use crate::server::Instance;
+use crate::stage::lock;
 
 /// What stands for a path that there is none of: whoever asks must not be able to make up labels.
 const NO_ROUTE: &str = "none";

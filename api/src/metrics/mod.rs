@@ -5,7 +5,7 @@
 //! ([`devices::virtio::counters`]) and are read without their locks.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use vmm::snapshot::{Kind, SnapshotReport};
 use crate::config::operator;
 use crate::server::types::Progress;
 use crate::server::{Instance, InstanceInfo, MirrorStatus, Request};
+use crate::stage::lock;
 
 pub mod catalogue;
 pub mod firecracker;
@@ -159,16 +160,12 @@ impl Meters {
         }
     }
 
-    /// Has `work` done, and notes how long it took if it is one of those that Firecracker's metrics tell of.
-    pub(crate) fn time<T, E>(&self, request: &Request, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        let name = match request {
-            Request::Pause => Some("pause_vm"),
-            Request::Resume => Some("resume_vm"),
-            Request::Load(_) => Some("load_snapshot"),
-            Request::Snapshot(snapshot) if snapshot.kind == Kind::Full => Some("full_create_snapshot"),
-            Request::Snapshot(_) => Some("diff_create_snapshot"),
-            _ => None,
-        };
+    /// Has `work` done, and notes under `name`, if it has one, how long it took.
+    pub(crate) fn time<T, E>(
+        &self,
+        name: Option<&'static str>,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         let began = Instant::now();
         let outcome = work();
         if let (Some(name), Ok(_)) = (name, &outcome) {
@@ -211,6 +208,25 @@ impl Meters {
     }
 }
 
+/// The name that Firecracker's metrics have for the time that `request` takes.
+pub(crate) fn latency_of(request: &Request) -> Option<&'static str> {
+    match request {
+        Request::Pause => Some("pause_vm"),
+        Request::Resume => Some("resume_vm"),
+        Request::Load(_) => Some("load_snapshot"),
+        Request::Snapshot(snapshot) if snapshot.kind == Kind::Full => Some("full_create_snapshot"),
+        Request::Snapshot(_) => Some("diff_create_snapshot"),
+        _ => None,
+    }
+}
+
+/// Writes a line of metrics of `instance`, which ends, and logs it if that fails.
+pub(crate) fn flush_last(instance: &dyn Instance) {
+    if let Err(reason) = instance.meters().flush(instance) {
+        tracing::error!("{reason}");
+    }
+}
+
 /// Writes a line of metrics of `instance` now and every minute, as long as it is there.
 pub(crate) fn write_regularly<I: Instance + 'static>(instance: Weak<I>) {
     let write = move || {
@@ -224,8 +240,4 @@ pub(crate) fn write_regularly<I: Instance + 'static>(instance: Weak<I>) {
     if let Err(error) = thread::Builder::new().name("metrics".into()).spawn(write) {
         tracing::error!("metrics are only written when they are flushed: cannot start a thread: {error}");
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

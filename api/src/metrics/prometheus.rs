@@ -135,6 +135,7 @@ impl Collector for Reading {
         let mut sheet = Sheet(&mut encoder);
         self.instance(&mut sheet)?;
         self.seeding(&mut sheet)?;
+        self.disks(&mut sheet)?;
         self.epochs(&mut sheet)?;
         self.losses(&mut sheet)?;
         self.standby(&mut sheet)?;
@@ -162,25 +163,22 @@ impl Reading {
         ];
         let level = |yes: bool| Value::Level(f64::from(u8::from(yes)));
         sheet.each(&all::GUEST, states.map(|(name, state)| (name, level(self.info.state == state))))?;
-        let (place, term, epoch) = match &self.status {
-            None => (None, None, None),
-            Some(MirrorStatus::Primary(status)) => {
-                (Some((&status.role, &status.phase)), Some(status.term), Some(status.epoch))
-            }
-            Some(MirrorStatus::Standby(status)) => {
-                (Some((&status.role, &status.phase)), Some(status.term), Some(status.epoch))
-            }
-        };
-        let place = place
-            .map(|(role, phase)| (vec![("role", role.clone()), ("phase", phase.clone())], Value::Level(1.0)));
-        sheet.put(&all::MIRROR, place.into_iter().collect())?;
+        let place = self.status.as_ref().map(MirrorStatus::place);
+        if let Some(place) = place {
+            let labels = vec![("role", place.role.to_owned()), ("phase", place.phase.to_owned())];
+            sheet.put(&all::MIRROR, vec![(labels, Value::Level(1.0))])?;
+        }
         sheet.one(&all::PROTECTED, level(self.mirror.protected))?;
-        if let (Some(term), Some(epoch)) = (term, epoch) {
-            sheet.level(&all::TERM, term.0 as f64)?;
-            sheet.level(&all::EPOCH, epoch.0 as f64)?;
+        if let Some(place) = place {
+            sheet.level(&all::TERM, place.term.0 as f64)?;
+            sheet.level(&all::EPOCH, place.epoch.0 as f64)?;
         }
         if let Some(MirrorStatus::Primary(status)) = &self.status {
             sheet.level(&all::PAGES, status.pages as f64)?;
+            let links = status.standbys.iter().filter_map(|standby| {
+                Some((vec![("standby", standby.address.to_string())], level(standby.second_link_up?)))
+            });
+            sheet.put(&all::SECOND_LINK, links.collect())?;
         }
         sheet.count(&all::JOINED, self.mirror.joined)?;
         sheet.count(&all::DETACHED, self.mirror.detached)
@@ -234,9 +232,20 @@ impl Reading {
         sheet.count(&all::REFUSED, mirror.refused)?;
         sheet.count(&all::UNPROTECTED, mirror.unprotected)?;
         sheet.count(&all::SILENCES, mirror.witness_silences)?;
+        sheet.count(&all::SUSPENSIONS, mirror.suspensions)?;
         sheet.times(&all::SWITCHOVER, &mirror.switchovers)?;
         sheet.count(&all::SWITCHOVER_FAILED, mirror.switchovers_failed)?;
         sheet.count(&all::FAILURES, mirror.failures)
+    }
+
+    fn disks(&self, sheet: &mut Sheet<'_, '_>) -> fmt::Result {
+        let Some(MirrorStatus::Primary(status)) = &self.status else { return Ok(()) };
+        let sync = &status.disk_sync;
+        if sync.bytes == 0 {
+            return Ok(());
+        }
+        let states = [("left", sync.left), ("all", sync.bytes)];
+        sheet.each(&all::DISKS, states.map(|(name, bytes)| (name, Value::Level(bytes as f64))))
     }
 
     fn standby(&self, sheet: &mut Sheet<'_, '_>) -> fmt::Result {

@@ -40,7 +40,17 @@ fn primary() -> MirrorStatus {
         epoch_bytes: 300_000,
         epochs_stalled: 0,
         held_bytes: 12,
+        disk_sync: mirror::guest::DiskSync { bytes: 1 << 20, left: 4096, lags: false },
         standby_sense: sense(),
+        standbys: vec![primary::StandbyFigures {
+            address: "unix:/s".parse().unwrap(),
+            standing: "following".into(),
+            acknowledged: Epoch(42),
+            second_link_up: Some(true),
+            seeding_round: 2,
+            seeding_pages: 0,
+            seeding_sent: 0,
+        }],
         times: PauseSummary::default(),
     }))
 }
@@ -50,6 +60,7 @@ fn standby() -> MirrorStatus {
         role: "standby".into(),
         phase: "shadowing".into(),
         listen: "unix:/s".parse().unwrap(),
+        second_listen: None,
         guid: None,
         term: Term(3),
         epoch: Epoch(42),

@@ -23,10 +23,11 @@ pub mod types;
 pub use request::{DriveChange, Request, TOO_EARLY, TOO_LATE, When};
 pub use routes::openapi;
 use types::{BalloonStats, Progress};
-pub use types::{InstanceInfo, InstanceState, MirrorStatus, Switchover, Version};
+pub use types::{InstanceInfo, InstanceState, MirrorStatus, Switchover, SwitchoverOrder, Version};
 
 use crate::config::Draft;
 use crate::metrics::Meters;
+use mirror::link::Address;
 
 /// Longest body that is taken unless the command line says otherwise, in bytes; Firecracker's.
 pub const MAX_BODY: usize = 51_200;
@@ -76,7 +77,7 @@ pub trait Instance: Send + Sync {
     ///
     /// # Errors
     /// Why it does not.
-    fn switchover(&self) -> Result<Duration, String>;
+    fn switchover(&self, to: Option<Address>) -> Result<Duration, String>;
 }
 
 /// Why there is no API server.

@@ -5,6 +5,7 @@ use std::sync::mpsc::Sender;
 
 use super::*;
 use crate::client::{self, ClientError};
+use mirror::link::Address;
 
 #[derive(Default)]
 struct Unmirrored(Meters, Option<Handover>);
@@ -40,7 +41,7 @@ impl Instance for Unmirrored {
         Ok(())
     }
 
-    fn switchover(&self) -> Result<Duration, String> {
+    fn switchover(&self, _to: Option<Address>) -> Result<Duration, String> {
         let handover = self.1.as_ref().ok_or("no")?;
         handover.begins.send(()).unwrap();
         handover.may_end.lock().unwrap().recv().unwrap();

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use mirror::ids::{Epoch, Term};
+use mirror::link::Address;
 use mirror::shell::{primary, standby};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -62,11 +64,59 @@ pub enum MirrorStatus {
     Standby(Box<standby::Status>),
 }
 
+/// What both sides tell of where they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) role: &'a str,
+    pub(crate) phase: &'a str,
+    pub(crate) term: Term,
+    pub(crate) epoch: Epoch,
+}
+
+impl MirrorStatus {
+    /// Where the side is, whichever it is.
+    pub(crate) fn place(&self) -> Place<'_> {
+        match self {
+            Self::Primary(status) => {
+                Place { role: &status.role, phase: &status.phase, term: status.term, epoch: status.epoch }
+            }
+            Self::Standby(status) => {
+                Place { role: &status.role, phase: &status.phase, term: status.term, epoch: status.epoch }
+            }
+        }
+    }
+
+    /// What a primary tells.
+    pub(crate) fn primary(self) -> Option<primary::Status> {
+        match self {
+            Self::Primary(status) => Some(*status),
+            Self::Standby(_) => None,
+        }
+    }
+}
+
+/// Who is to run the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchoverOrder {
+    /// The standby at this address, one of several: `unix:PATH` or `tcp:HOST:PORT`; without it, any that holds all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, pattern = "^(unix:.+|tcp:.+:[0-9]{1,5})$")]
+    pub to: Option<Address>,
+}
+
 /// What a switchover cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Switchover {
     /// Microseconds for which the guest ran on neither side.
     pub pause_us: u64,
+}
+
+impl Switchover {
+    /// What is said of it.
+    pub(crate) fn words(self) -> String {
+        format!("the standby runs the guest; it stood still for {:.1} ms", self.pause_us as f64 / 1000.0)
+    }
 }
 
 /// Firecracker's SnapshotCreateParams.

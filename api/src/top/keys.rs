@@ -1,17 +1,14 @@
 //! The keys, and what they lead to.
 
 use std::path::Path;
-use std::time::Duration;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::view::Footer;
-use crate::client::{self, ClientError, Method};
-use crate::server::types::{Vm, VmState};
-use crate::server::{MirrorStatus, Switchover};
-
-/// How long an order may take.
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::client::{self, ClientError};
+use crate::server::MirrorStatus;
+use crate::server::types::{Switchover as Done, VmState};
+use crate::switchover::PROMOTED;
 
 /// What can be ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +19,7 @@ pub(super) enum Order {
     Promote,
 }
 
-use Order::{Pause, Promote, Resume, Switchover as HandOver};
+use Order::{Pause, Promote, Resume, Switchover};
 
 /// What a key leads to.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +34,7 @@ pub(super) enum Step {
 pub(super) fn orders(mirror: Option<&MirrorStatus>) -> &'static [Order] {
     match mirror {
         None => &[Pause, Resume],
-        Some(MirrorStatus::Primary(_)) => &[Pause, Resume, HandOver],
+        Some(MirrorStatus::Primary(_)) => &[Pause, Resume, Switchover],
         // Whether its primary is lost, or only out of sight, is for an operator to say.
         Some(MirrorStatus::Standby(status)) if status.phase == "orphaned" => &[Promote],
         Some(MirrorStatus::Standby(_)) => &[],
@@ -69,7 +66,7 @@ impl Order {
         match self {
             Pause => ('p', "pause"),
             Resume => ('r', "resume"),
-            HandOver => ('s', "switchover"),
+            Switchover => ('s', "switchover"),
             Promote => ('f', "promote"),
         }
     }
@@ -78,24 +75,18 @@ impl Order {
     pub(super) fn question(self) -> Option<&'static str> {
         match self {
             Pause | Resume => None,
-            HandOver => Some("Let the standby run the guest from now on?"),
+            Switchover => Some("Let the standby run the guest from now on?"),
             Promote => Some("Run the guest here? Only if its primary is surely dead."),
         }
     }
 
     /// Has it done by the process at `socket`, and says how it went.
     pub(super) fn carry_out(self, socket: &Path) -> Result<String, ClientError> {
-        let set = |state| client::send(socket, Method::PATCH, "/vm", &Vm { state }, PATIENCE);
         match self {
-            Pause => set(VmState::Paused).map(|()| "the guest stands still".into()),
-            Resume => set(VmState::Resumed).map(|()| "the guest runs".into()),
-            HandOver => {
-                let done: Switchover = client::put(socket, "/mirror/switchover", PATIENCE)?;
-                let pause_ms = done.pause_us as f64 / 1000.0;
-                Ok(format!("the standby runs the guest; it stood still for {pause_ms:.1} ms"))
-            }
-            Promote => client::send(socket, Method::PUT, "/mirror/failover", &(), PATIENCE)
-                .map(|()| "the guest runs here".into()),
+            Pause => client::set_state(socket, VmState::Paused).map(|()| "the guest stands still".into()),
+            Resume => client::set_state(socket, VmState::Resumed).map(|()| "the guest runs".into()),
+            Switchover => client::switchover(socket, None).map(Done::words),
+            Promote => client::promote(socket).map(|()| PROMOTED.into()),
         }
     }
 }

@@ -16,7 +16,6 @@ use crate::cli::SocketOptions;
 use crate::client::{self, ClientError};
 use crate::exit::ExitStatus;
 use crate::long::Interrupt;
-use crate::server::{InstanceInfo, MirrorStatus};
 
 mod keys;
 mod model;
@@ -77,11 +76,7 @@ pub fn top(options: &SocketOptions) -> Result<ExitStatus, TopError> {
 }
 
 fn ask(socket: &Path) -> Result<Sample, ClientError> {
-    let instance: InstanceInfo = client::get(socket, "/")?;
-    let mirror: Option<MirrorStatus> = match client::get(socket, "/mirror") {
-        Err(ClientError::Fault { status: 404, .. }) => None,
-        answer => Some(answer?),
-    };
+    let (instance, mirror) = (client::get(socket, "/")?, client::mirror(socket)?);
     Ok(Sample { at: Instant::now(), instance, mirror })
 }
 

@@ -6,7 +6,7 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::*;
-use crate::server::InstanceState;
+use crate::server::{InstanceInfo, InstanceState, MirrorStatus};
 
 /// A primary of which `second` seconds of lockstep have passed: ten epochs of 100 pages each, every one.
 fn lockstep(second: u64) -> primary::Status {
@@ -31,7 +31,9 @@ fn lockstep(second: u64) -> primary::Status {
         epoch_bytes: epochs * 409_600,
         epochs_stalled: 0,
         held_bytes: 42,
+        disk_sync: mirror::guest::DiskSync::default(),
         standby_sense: mirror::wire::message::Sense::default(),
+        standbys: Vec::new(),
         times: PauseSummary { pause_us: times(500), commit_us: times(1200), ..PauseSummary::default() },
     }
 }
@@ -120,6 +122,7 @@ fn shadowing() -> standby::Status {
         role: "standby".into(),
         phase: "shadowing".into(),
         listen: "unix:/run/standby".parse().unwrap(),
+        second_listen: None,
         guid: None,
         term: Term(1),
         epoch: Epoch(77),

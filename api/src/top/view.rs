@@ -249,14 +249,7 @@ fn primary_charts<'a>(model: &'a Model, status: &primary::Status) -> Vec<Chart<'
             color: Color::Blue,
             write: |rate| format!("{}/s", bytes(rate)),
         },
-        Chart {
-            title: "epochs",
-            now: format!("{}/s", tenths(model.epochs.now())),
-            more: String::new(),
-            curve: &model.epochs,
-            color: Color::Green,
-            write: |rate| format!("{}/s", tenths(rate)),
-        },
+        epochs_chart(model),
         Chart {
             title: "held output",
             now: bytes(status.held_bytes),
@@ -268,16 +261,20 @@ fn primary_charts<'a>(model: &'a Model, status: &primary::Status) -> Vec<Chart<'
     ]
 }
 
+fn epochs_chart(model: &Model) -> Chart<'_> {
+    Chart {
+        title: "epochs",
+        now: format!("{}/s", tenths(model.epochs.now())),
+        more: String::new(),
+        curve: &model.epochs,
+        color: Color::Green,
+        write: |rate| format!("{}/s", tenths(rate)),
+    }
+}
+
 fn standby_charts(model: &Model) -> Vec<Chart<'_>> {
     vec![
-        Chart {
-            title: "epochs",
-            now: format!("{}/s", tenths(model.epochs.now())),
-            more: String::new(),
-            curve: &model.epochs,
-            color: Color::Green,
-            write: |rate| format!("{}/s", tenths(rate)),
-        },
+        epochs_chart(model),
         Chart {
             title: "pages received",
             now: format!("{}/s", model.pages.now()),

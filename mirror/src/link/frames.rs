@@ -1,9 +1,9 @@
 //! Frames on a stream: numbered, sealed, verified.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read};
 use std::net::Shutdown;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -16,11 +16,21 @@ use crate::wire::pages::{BatchEncoder, BufferPool};
 /// GUID, term and epoch of a header.
 pub type Stamp = (Guid, Term, Epoch);
 
-/// The sending half of a link.
-#[derive(Debug)]
+/// The sending half of a link. Clones send on the same link, one frame at a time.
+#[derive(Clone, Debug)]
 pub struct FrameWriter {
     stream: Arc<Stream>,
+    next: Arc<Mutex<Next>>,
+}
+
+/// What the next frame has to know of those before it.
+#[derive(Debug)]
+struct Next {
     sequence: u64,
+    /// When the last one had gone.
+    idle_since: Instant,
+    /// Part of one may have gone, so that nothing can follow it.
+    broken: bool,
 }
 
 /// What a sent frame came to.
@@ -35,7 +45,33 @@ pub struct Sent {
 impl FrameWriter {
     /// The sending half of `stream`.
     pub fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, sequence: 0 }
+        Self {
+            stream,
+            next: Arc::new(Mutex::new(Next { sequence: 0, idle_since: Instant::now(), broken: false })),
+        }
+    }
+
+    /// Sends `message` if nothing else is being sent or was sent less than `silence` ago: what is on its way is a sign of
+    /// life itself. `stamp` is asked for when nothing else can be sent before.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn break_silence(
+        &self,
+        silence: Duration,
+        stamp: impl FnOnce() -> Stamp,
+        message: &Message,
+    ) -> io::Result<()> {
+        let next = match self.next.try_lock() {
+            Ok(next) => next,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(()),
+        };
+        if next.idle_since.elapsed() >= silence {
+            let payload = message.encode();
+            self.write_next(next, Kind::Message, stamp(), std::iter::once(payload.as_slice()))?;
+        }
+        Ok(())
     }
 
     /// Sends a message.
@@ -66,26 +102,46 @@ impl FrameWriter {
         stamp: Stamp,
         payload: impl Iterator<Item = &'a [u8]> + Clone,
     ) -> io::Result<Sent> {
-        let header = Header::seal(kind, stamp, self.sequence, payload.clone());
-        self.sequence += 1;
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_next(next, kind, stamp, payload)
+    }
+
+    fn write_next<'a>(
+        &self,
+        mut next: MutexGuard<'_, Next>,
+        kind: Kind,
+        stamp: Stamp,
+        payload: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> io::Result<Sent> {
+        if next.broken {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "an earlier frame could not be sent"));
+        }
+        let header = Header::seal(kind, stamp, next.sequence, payload.clone());
+        next.sequence += 1;
         let head = header.to_bytes();
         let mut pieces = vec![IoSlice::new(&head)];
         for piece in payload {
             pieces.push(IoSlice::new(piece));
         }
+        next.broken = true;
         write_all(&self.stream, &mut pieces)?;
+        next.broken = false;
+        next.idle_since = Instant::now();
         Ok(Sent { bytes: HEADER_LEN as u64 + u64::from(header.length), checksum: header.checksum })
     }
 }
 
-fn write_all(mut stream: &Stream, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+/// Returns when the system has taken all of it. How long that takes in all does not matter, as long as it goes on.
+fn write_all(stream: &Stream, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
     while !pieces.is_empty() {
-        match stream.write_vectored(pieces) {
+        match stream.write_what_fits(pieces) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => IoSlice::advance_slices(&mut pieces, count),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the other side takes no data"));
+                if !stream.await_space()? {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the other side takes no data"));
+                }
             }
             Err(error) => return Err(error),
         }
@@ -201,6 +257,7 @@ enum Stop {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -217,13 +274,13 @@ mod tests {
     fn frames_arrive_in_order_with_their_stamps() {
         let (mut writer, mut reader, _) = link();
         for released in 0..3 {
-            writer.send(STAMP, &Message::Heartbeat { released }).unwrap();
+            writer.send(STAMP, &Message::Heartbeat { released, epoch_within_ms: 0 }).unwrap();
         }
         for released in 0..3 {
             let frame = reader.receive().unwrap().unwrap();
             assert_eq!((frame.header.guid, frame.header.term, frame.header.epoch), STAMP);
             assert!(
-                matches!(frame.body, Body::Message(Message::Heartbeat { released: got }) if got == released)
+                matches!(frame.body, Body::Message(Message::Heartbeat { released: got, .. }) if got == released)
             );
         }
     }
@@ -250,11 +307,38 @@ mod tests {
     }
 
     #[test]
-    fn side_that_takes_no_data_times_out() {
+    fn side_that_takes_no_data_times_out_once() {
         let (mut writer, _reader, stream) = link();
-        stream.set_write_timeout(Duration::from_millis(10)).unwrap();
+        let limit = Duration::from_millis(500);
+        stream.set_write_timeout(limit).unwrap();
+        // A part of it fits: the time counts from there, and not from there again.
         let big = Message::WriteState(vec![0; 1 << 20]);
-        let error = (0..16).find_map(|_| writer.send(STAMP, &big).err()).unwrap();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let began = Instant::now();
+        assert_eq!(writer.send(STAMP, &big).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!((limit..2 * limit).contains(&began.elapsed()), "{:?}", began.elapsed());
+        // What follows a part of a frame would be taken for the rest of it.
+        let began = Instant::now();
+        assert_eq!(writer.send(STAMP, &Message::Allocated).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() < limit);
+    }
+
+    #[test]
+    fn side_that_takes_data_slowly_is_waited_for() {
+        let (mut writer, mut reader, stream) = link();
+        let limit = Duration::from_secs(1);
+        stream.set_write_timeout(limit).unwrap();
+        let piece = vec![7; 1 << 20];
+        let slowly = std::thread::spawn(move || {
+            (0..3)
+                .map(|_| {
+                    std::thread::sleep(limit / 2);
+                    reader.receive().unwrap().unwrap()
+                })
+                .count()
+        });
+        for _ in 0..3 {
+            writer.send(STAMP, &Message::WriteState(piece.clone())).unwrap();
+        }
+        assert_eq!(slowly.join().unwrap(), 3);
     }
 }

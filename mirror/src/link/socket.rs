@@ -2,12 +2,17 @@
 
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_tcp_user_timeout;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -66,6 +71,21 @@ impl fmt::Display for Address {
     }
 }
 
+impl Address {
+    /// Whether it can be listened on but not connected to: it stands for all of a host's addresses.
+    pub fn is_wildcard(&self) -> bool {
+        let Self::Tcp(host) = self else { return false };
+        let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        name.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified())
+    }
+
+    /// Whether both are Unix sockets, or both are reached by TCP.
+    pub fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
 /// Why there is no link.
 #[derive(Debug, Error)]
 pub enum LinkError {
@@ -91,6 +111,12 @@ pub enum LinkError {
     #[error("cannot listen on {address}: another process does; end it or choose another address")]
     InUse {
         /// Where.
+        address: Address,
+    },
+    /// Others are told this address, and cannot connect to it.
+    #[error("nobody can connect to {address}, which stands for all addresses of a host; name one of them")]
+    Wildcard {
+        /// Which.
         address: Address,
     },
     /// A socket option was refused.
@@ -131,7 +157,7 @@ impl Stream {
         }
     }
 
-    /// A write that cannot go on for this long fails.
+    /// A write that cannot go on for this long fails; so does [`Self::await_space`].
     ///
     /// # Errors
     /// The socket does not take the option.
@@ -139,6 +165,50 @@ impl Stream {
         match self {
             Self::Unix(stream) => stream.set_write_timeout(Some(limit)),
             Self::Tcp(stream) => stream.set_write_timeout(Some(limit)),
+        }
+    }
+
+    /// Writes as much of `pieces` as the system takes at once.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if that is nothing; whatever else the system answers.
+    pub fn write_what_fits(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(sendmsg(self, pieces, &mut SendAncillaryBuffer::default(), flags)?)
+    }
+
+    /// Waits until something can be written again, or the other end is gone; `false` if neither came within the write
+    /// timeout.
+    ///
+    /// # Errors
+    /// The system refuses to wait.
+    pub fn await_space(&self) -> io::Result<bool> {
+        let limit = match self {
+            Self::Unix(stream) => stream.write_timeout()?,
+            Self::Tcp(stream) => stream.write_timeout()?,
+        };
+        let until = limit.map(|limit| Instant::now() + limit);
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let left = left
+                .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+            match poll(&mut [PollFd::new(self, PollFlags::OUT)], left.as_ref()) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// A connection whose other end confirms nothing of what was sent for this long is broken (tcp(7), `TCP_USER_TIMEOUT`).
+    /// A Unix socket's other end is on this host.
+    ///
+    /// # Errors
+    /// The socket does not take the option.
+    pub fn limit_unconfirmed(&self, limit: Duration) -> io::Result<()> {
+        match self {
+            Self::Unix(_) => Ok(()),
+            Self::Tcp(stream) => Ok(set_tcp_user_timeout(stream, limit.as_millis() as u32)?),
         }
     }
 
@@ -174,6 +244,15 @@ fn connect_tcp(host: &str) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
+    }
 }
 
 impl Read for &Stream {
@@ -296,6 +375,19 @@ mod tests {
         }
         for wrong in ["", "unix:", "host", "tcp:host", "host:99999", ":70"] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn address_that_stands_for_all_of_a_host_is_told_from_one() {
+        for (text, all) in [
+            ("tcp:0.0.0.0:7000", true),
+            ("tcp:[::]:7000", true),
+            ("tcp:10.0.0.1:7000", false),
+            ("tcp:standby:7000", false),
+            ("/run/a.sock", false),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().is_wildcard(), all, "{text}");
         }
     }
 

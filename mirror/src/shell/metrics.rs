@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::report::PausePhases;
+use crate::report::{PausePhases, PerPhase};
 
 /// Longest time that is told apart, in microseconds: a minute.
 const LONGEST_US: u64 = 60_000_000;
@@ -62,24 +62,14 @@ pub struct Summary {
 /// The distributions of the pause and its phases, and of the time from its end to the standby's answer.
 #[derive(Clone, Debug, Default)]
 pub struct PauseTimes {
-    total: Times,
-    stop: Times,
-    harvest: Times,
-    copy: Times,
-    capture: Times,
-    resume: Times,
+    phases: PerPhase<Times>,
     commit: Times,
 }
 
 impl PauseTimes {
     /// Adds a pause.
     pub fn record_pause(&mut self, phases: &PausePhases) {
-        self.total.record(phases.total_us());
-        self.stop.record(phases.stop_us);
-        self.harvest.record(phases.harvest_us);
-        self.copy.record(phases.copy_us);
-        self.capture.record(phases.capture_us);
-        self.resume.record(phases.resume_us);
+        self.phases.record(phases, Times::record);
     }
 
     /// Adds the time from the end of a pause to the standby's answer.
@@ -90,12 +80,12 @@ impl PauseTimes {
     /// Figures of all of them.
     pub fn summary(&self) -> PauseSummary {
         PauseSummary {
-            pause_us: self.total.summary(),
-            stop_us: self.stop.summary(),
-            harvest_us: self.harvest.summary(),
-            copy_us: self.copy.summary(),
-            capture_us: self.capture.summary(),
-            resume_us: self.resume.summary(),
+            pause_us: self.phases.total.summary(),
+            stop_us: self.phases.stop.summary(),
+            harvest_us: self.phases.harvest.summary(),
+            copy_us: self.phases.copy.summary(),
+            capture_us: self.phases.capture.summary(),
+            resume_us: self.phases.resume.summary(),
             commit_us: self.commit.summary(),
         }
     }

@@ -4,45 +4,32 @@
 //! staging holds is sent in part while the guest stands still, because memory is bounded and a torn epoch is no
 //! epoch. The dirty budget ends epochs early so that this stays rare; it is counted.
 
-use std::io;
 use std::time::Instant;
 
+use super::outlets::Outlet;
 use crate::console::Console;
-use crate::digest::Digest;
 use crate::dirty::DirtySet;
 use crate::guest::{Guest, GuestError};
-use crate::link::FrameWriter;
-use crate::link::frames::{Sent, Stamp};
+use crate::link::frames::Stamp;
 use crate::memory::PageMemory;
 use crate::report::PausePhases;
 use crate::staging::Staging;
 use crate::wire::message::{Commit, Message, PIECE};
 use crate::wire::pages::{BATCH_PAGES, BatchEncoder};
 
-/// Why an epoch was not taken or not sent.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum EpochError {
-    /// The machine failed; the link is whole.
-    #[error("the epoch could not be taken: {0}")]
-    Guest(GuestError),
-    /// The link failed.
-    #[error("the epoch could not be sent: {0}")]
-    Link(#[from] io::Error),
-}
-
 /// The epoch that is being taken, sent or acknowledged. Its buffers are used again for the next.
 pub(super) struct EpochInFlight {
     staging: Staging,
-    /// All its pages, to be put back if it is not acknowledged.
+    /// All its pages. Before the pause: those that are to be in it in any case. Whoever does not take part still owes them.
     pub(super) pages: DirtySet,
     /// Pages that the guest has given back and not written since, and that the standby has not been told of.
     given_back: DirtySet,
     encoder: BatchEncoder,
     state: Vec<u8>,
-    digest: Digest,
+    log: Vec<u8>,
     /// Pages sent.
     pub(super) sent_pages: u64,
-    /// Bytes on the wire.
+    /// Bytes on the wire, to all standbys.
     pub(super) sent_bytes: u64,
     /// How long the guest stood still.
     pub(super) pause: PausePhases,
@@ -64,7 +51,7 @@ impl EpochInFlight {
             given_back: DirtySet::new(pages),
             encoder: BatchEncoder::new(),
             state: Vec::with_capacity(PIECE),
-            digest: Digest::default(),
+            log: Vec::new(),
             sent_pages: 0,
             sent_bytes: 0,
             pause: PausePhases::default(),
@@ -75,24 +62,21 @@ impl EpochInFlight {
         }
     }
 
-    /// The pause: stop, harvest, copy, capture, resume. `dirty` is taken over and left empty; `keep_paused` leaves the
-    /// guest standing.
+    /// The pause: stop, harvest, copy, capture, resume. To be sent are, besides what is harvested, the `pages` that are set
+    /// already; `keep_paused` leaves the guest standing.
     pub(super) fn take<G: Guest>(
         &mut self,
         guest: &mut G,
         memory: &PageMemory,
-        dirty: &mut DirtySet,
         console: &Console,
-        (writer, stamp): (&mut FrameWriter, Stamp),
+        (outlets, stamp): (&mut [Outlet], Stamp),
         keep_paused: bool,
-    ) -> Result<(), EpochError> {
-        self.pages.clear();
-        self.digest = Digest::default();
+    ) -> Result<(), GuestError> {
         (self.sent_pages, self.sent_bytes, self.stalled) = (0, 0, false);
-        let outcome = self.stand_still(guest, memory, dirty, console, (writer, stamp));
+        let outcome = self.stand_still(guest, memory, console, (outlets, stamp));
         let captured = Instant::now();
         if !keep_paused {
-            guest.resume().map_err(EpochError::Guest)?;
+            guest.resume()?;
         }
         self.resumed = Instant::now();
         self.pause.resume_us = (self.resumed - captured).as_micros() as u64;
@@ -103,26 +87,23 @@ impl EpochInFlight {
         &mut self,
         guest: &mut G,
         memory: &PageMemory,
-        dirty: &mut DirtySet,
         console: &Console,
-        (writer, stamp): (&mut FrameWriter, Stamp),
-    ) -> Result<(), EpochError> {
+        (outlets, stamp): (&mut [Outlet], Stamp),
+    ) -> Result<(), GuestError> {
         let began = Instant::now();
-        guest.pause().map_err(EpochError::Guest)?;
+        guest.pause()?;
         let stopped = Instant::now();
-        let harvested = guest.harvest(dirty);
-        std::mem::swap(dirty, &mut self.pages);
-        harvested.map_err(EpochError::Guest)?;
+        guest.harvest(&mut self.pages)?;
         guest.freed(&mut self.given_back);
         let taken = Instant::now();
         // The set is lent out so that staging and encoder can be used beside it.
         let pages = std::mem::take(&mut self.pages);
-        let copied = self.copy(memory, &pages, writer, stamp);
+        let copied = self.copy(memory, &pages, outlets, stamp);
         self.pages = pages;
         copied?;
         self.output_end = console.produced();
         let copied = Instant::now();
-        guest.capture().map_err(EpochError::Guest)?;
+        guest.capture()?;
         let micros = |from: Instant, to: Instant| (to - from).as_micros() as u64;
         self.pause = PausePhases {
             stop_us: micros(began, stopped),
@@ -138,31 +119,30 @@ impl EpochInFlight {
         &mut self,
         memory: &PageMemory,
         pages: &DirtySet,
-        writer: &mut FrameWriter,
+        outlets: &mut [Outlet],
         stamp: Stamp,
-    ) -> Result<(), EpochError> {
+    ) -> Result<(), GuestError> {
         let mut left = pages.count();
         let mut pages = pages.iter();
         loop {
-            self.staging.fill(memory, &mut pages).map_err(|error| EpochError::Guest(error.into()))?;
+            self.staging.fill(memory, &mut pages)?;
             left -= self.staging.len() as u64;
             if left == 0 {
                 return Ok(());
             }
             self.stalled = true;
-            self.send_staged(writer, stamp)?;
+            self.send_staged(outlets, stamp);
         }
     }
 
-    fn send_staged(&mut self, writer: &mut FrameWriter, stamp: Stamp) -> io::Result<()> {
+    fn send_staged(&mut self, outlets: &mut [Outlet], stamp: Stamp) {
         for (pages, bodies) in self.staging.batches(BATCH_PAGES) {
             self.encoder.encode(pages, bodies);
-            let sent = writer.send_pages(stamp, &self.encoder, bodies)?;
+            for outlet in &mut *outlets {
+                outlet.send_pages(stamp, &self.encoder, bodies);
+            }
             self.sent_pages += pages.len() as u64;
-            self.sent_bytes += sent.bytes;
-            self.digest.add(sent.checksum);
         }
-        Ok(())
     }
 
     /// After a harvest into `dirty`: what the guest has given back by now. What it has written meanwhile is its own again.
@@ -172,7 +152,7 @@ impl EpochInFlight {
     }
 
     /// Tells of the pages that were given back; their content is not looked at, which would take memory for it again.
-    fn send_given_back(&mut self, writer: &mut FrameWriter, stamp: Stamp) -> io::Result<()> {
+    fn send_given_back(&mut self, outlets: &mut [Outlet], stamp: Stamp) {
         self.given_back.subtract(&self.pages);
         let mut pages = self.given_back.iter().map(|page| page as u32);
         loop {
@@ -181,59 +161,65 @@ impl EpochInFlight {
                 break;
             }
             self.encoder.encode_given_back(&batch);
-            let sent = writer.send_pages(stamp, &self.encoder, &[])?;
+            for outlet in &mut *outlets {
+                outlet.send_pages(stamp, &self.encoder, &[]);
+            }
             self.sent_pages += batch.len() as u64;
-            self.sent_bytes += sent.bytes;
-            self.digest.add(sent.checksum);
         }
         drop(pages);
         // Part of the epoch from here on.
         self.pages.union(&self.given_back);
         self.given_back.clear();
-        Ok(())
     }
 
-    /// After the pause: pages, state, output, commit. `output_start` is where the standby's knowledge of the output
-    /// ends.
+    /// After the pause: pages, state, output, commit, to everyone who takes part. A link that fails is noted in its outlet.
     pub(super) fn send<G: Guest>(
         &mut self,
         guest: &mut G,
         console: &Console,
-        output_start: Option<u64>,
-        writer: &mut FrameWriter,
+        outlets: &mut [Outlet],
         stamp: Stamp,
-    ) -> Result<(), EpochError> {
-        self.send_staged(writer, stamp)?;
-        self.send_given_back(writer, stamp)?;
+    ) -> Result<(), GuestError> {
+        self.send_staged(outlets, stamp);
+        self.send_given_back(outlets, stamp);
         self.state.clear();
-        guest.encode_captured(&mut self.state).map_err(EpochError::Guest)?;
-        let state = std::mem::take(&mut self.state);
-        for piece in state.chunks(PIECE) {
-            let sent = writer.send(stamp, &Message::WriteState(piece.to_vec()))?;
-            self.note(sent);
+        guest.encode_captured(&mut self.state)?;
+        send_pieces(&self.state, Message::WriteState, outlets, stamp);
+        for outlet in outlets {
+            self.log.clear();
+            guest.encode_log(outlet.link, &mut self.log)?;
+            send_pieces(&self.log, Message::WriteLog, std::slice::from_mut(outlet), stamp);
+            self.finish(console, outlet, stamp);
+            self.sent_bytes += outlet.bytes();
         }
-        self.state = state;
+        Ok(())
+    }
+
+    /// Sends what of the output this standby does not know, and the commit.
+    fn finish(&self, console: &Console, outlet: &mut Outlet, stamp: Stamp) {
         // A standby that knows nothing yet is told of everything that has not left this process.
         let (mut start, output) =
-            console.copy(output_start.unwrap_or_else(|| console.written()), self.output_end);
+            console.copy(outlet.output_known.unwrap_or_else(|| console.written()), self.output_end);
         for piece in output.chunks(PIECE) {
-            let sent = writer.send(stamp, &Message::WriteOutput { start, bytes: piece.to_vec() })?;
-            self.note(sent);
+            outlet.send(stamp, &Message::WriteOutput { start, bytes: piece.to_vec() });
             start += piece.len() as u64;
         }
         let commit = Commit {
             pages: self.sent_pages,
-            digest: self.digest.value(),
+            digest: outlet.digest(),
             output_end: self.output_end,
             released: console.written(),
         };
-        let sent = writer.send(stamp, &Message::Commit(commit))?;
-        self.sent_bytes += sent.bytes;
-        Ok(())
+        outlet.send(stamp, &Message::Commit(commit));
+        outlet.output_known = Some(self.output_end);
     }
+}
 
-    fn note(&mut self, sent: Sent) {
-        self.sent_bytes += sent.bytes;
-        self.digest.add(sent.checksum);
+fn send_pieces(bytes: &[u8], message: fn(Vec<u8>) -> Message, outlets: &mut [Outlet], stamp: Stamp) {
+    for piece in bytes.chunks(PIECE) {
+        let message = message(piece.to_vec());
+        for outlet in &mut *outlets {
+            outlet.send(stamp, &message);
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use super::pulse::take_turns;
 use crate::digest::Digest;
 use crate::dirty::DirtySet;
 use crate::link::FrameWriter;
@@ -68,13 +69,14 @@ pub(super) struct Seeder {
 }
 
 impl Seeder {
-    /// Sends the pages of `set`. After each batch `progress` is told how many pages have gone, and may break off.
+    /// Sends the pages of `set`, going on with `digest`. After each batch `progress` is told how many pages have gone, and may break off.
     pub(super) fn send_round(
         &mut self,
         memory: &PageMemory,
         set: &DirtySet,
         writer: &mut FrameWriter,
         stamp: Stamp,
+        digest: Digest,
         mut progress: impl FnMut(u64) -> ControlFlow<()>,
     ) -> io::Result<RoundSent> {
         let wanted = (set.count().div_ceil(BATCH_PAGES as u64) as usize).clamp(1, IN_FLIGHT);
@@ -89,6 +91,7 @@ impl Seeder {
         }
         thread::scope(|scope| {
             let encoder = thread::Builder::new().name("encoder".into()).spawn_scoped(scope, move || {
+                take_turns();
                 let mut pages = set.iter();
                 while let Ok(mut batch) = empty.recv() {
                     if !batch.fill(memory, &mut pages) || full_sender.send(batch).is_err() {
@@ -98,7 +101,7 @@ impl Seeder {
                 drop(full_sender);
                 empty.into_iter().collect::<Vec<_>>()
             })?;
-            let outcome = send_batches(full, &empty_sender, writer, stamp, &mut progress);
+            let outcome = send_batches(full, &empty_sender, writer, stamp, digest, &mut progress);
             drop(empty_sender);
             // A panic there has been reported; the batches are then made anew.
             self.spare = encoder.join().unwrap_or_default();
@@ -112,9 +115,10 @@ fn send_batches(
     empty: &SyncSender<Batch>,
     writer: &mut FrameWriter,
     stamp: Stamp,
+    digest: Digest,
     progress: &mut impl FnMut(u64) -> ControlFlow<()>,
 ) -> io::Result<RoundSent> {
-    let mut round = RoundSent::default();
+    let mut round = RoundSent { digest, ..RoundSent::default() };
     for batch in full {
         let sent = writer.send_pages(stamp, &batch.encoder, batch.sent_bodies())?;
         round.pages += batch.pages.len() as u64;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,18 +12,21 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::Watcher;
+use super::pulse::{calmly, hurry};
 use crate::console::Console;
 use crate::dirty::DirtySet;
-use crate::guest::StandbyMachine;
+use crate::guest::{FenceOut, GuestError, StandbyMachine};
 use crate::ids::{Epoch, Guid, Term};
-use crate::link::{Address, Frame, FrameReader, FrameWriter, Listener, ReadError, Stream};
+use crate::link::frames::Stamp;
+use crate::link::{Address, Frame, FrameReader, FrameWriter, LinkError, Listener, ReadError, Stream};
 use crate::memory::{Layout, PAGE_SIZE, PageMemory};
 use crate::report::Report;
-use crate::standby::{Action, Event, LinkId, Phase, Standby, WitnessView};
+use crate::resync::{self, Seed};
+use crate::standby::{Action, Event, HEARTBEAT, LinkId, Phase, Standby, WitnessView};
 use crate::wire::header::FrameError;
 use crate::wire::message::{Message, Refusal, Sense};
 use crate::wire::pages::{BufferPool, PageBatch};
-use crate::witness::{Claim, FileWitness, Witness};
+use crate::witness::{Claim, Witness};
 
 static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
@@ -39,13 +42,23 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How long a small message may take to go.
 const SEND_PATIENCE: Duration = Duration::from_millis(500);
 
+/// Time between two attempts to fence an old primary out.
+const FENCE_AGAIN: Duration = Duration::from_millis(200);
+
+/// The phase of a side that runs no guest yet, because an old primary has to be fenced out first.
+pub const FENCING: &str = "fencing";
+
 /// What a standby needs to know.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The name that the witness will know this side by; no other side may have it.
     pub name: String,
     /// Who decides which side lives; without one an operator promotes.
-    pub witness: Option<FileWitness>,
+    pub witness: Option<Arc<dyn Witness>>,
+    /// This side runs a guest already, and is a standby only once that has gone ([`Handle::vacate`]).
+    pub occupied: bool,
+    /// Where primaries are to be heard besides: an address that they can reach, on another network at best.
+    pub second_listen: Option<Address>,
 }
 
 /// Why a standby does not serve.
@@ -54,6 +67,9 @@ pub enum ServeError {
     /// A thread cannot be started.
     #[error("cannot start the standby's threads: {0}")]
     Thread(#[from] std::io::Error),
+    /// The second address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] LinkError),
 }
 
 /// What a standby is doing, in figures.
@@ -62,11 +78,15 @@ pub enum ServeError {
 pub struct Status {
     /// "standby", or "active" once it runs the guest.
     pub role: String,
-    /// The state machine's phase.
+    /// The state machine's phase; "fencing" before the guest runs, if an old primary has to be kept from it first.
     pub phase: String,
     /// Where it listens.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub listen: Address,
+    /// Where it hears its primary besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub second_listen: Option<Address>,
     /// The guest that it holds an allocation of.
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub guid: Option<Guid>,
@@ -94,12 +114,26 @@ struct Inner<M> {
     /// Pages that something else than zeros was written to; all others are zero as they were allocated.
     touched: DirtySet,
     console: Arc<Console>,
-    witness: Option<FileWitness>,
+    witness: Option<Arc<dyn Witness>>,
+    /// The witness is being asked.
+    claiming: bool,
+    /// The guest is this side's, and waits until the old primary is fenced out.
+    fencing: bool,
+    /// For the thread that asks it.
+    node: Weak<Node<M>>,
     address: Address,
+    second: Option<Address>,
     watcher: Watcher,
     links: HashMap<LinkId, FrameWriter>,
     began: Instant,
     ticked: Instant,
+}
+
+/// What the guest goes on with.
+struct Heir {
+    state: Vec<u8>,
+    output_start: u64,
+    output: Vec<u8>,
 }
 
 /// A serving standby.
@@ -120,8 +154,9 @@ impl<M: StandbyMachine + 'static> Handle<M> {
         let phase = inner.standby.phase();
         Status {
             role: if phase == Phase::Active { "active" } else { "standby" }.into(),
-            phase: phase.name().into(),
+            phase: if inner.fencing { FENCING } else { phase.name() }.into(),
             listen: inner.address.clone(),
+            second_listen: inner.second.clone(),
             guid: inner.standby.guid(),
             term: inner.standby.term(),
             epoch: inner.standby.epoch(),
@@ -133,6 +168,13 @@ impl<M: StandbyMachine + 'static> Handle<M> {
     /// An operator's word that the primary is dead: this side runs the guest.
     pub fn promote(&self) {
         self.node.feed(Event::Promote);
+    }
+
+    /// The guest that ran here has gone, and its machine with it: this side waits for a primary again.
+    pub fn vacate(&self) {
+        let mut inner = self.node.lock();
+        let space = inner.machine.space();
+        inner.feed(Event::Vacated { space });
     }
 
     /// Looks at the machine under the standby, for instance to wait for the guest's end.
@@ -155,8 +197,11 @@ impl<M: StandbyMachine + 'static> Handle<M> {
     pub fn stop(&self) {
         self.node.stopped.store(true, Ordering::Release);
         self.cut();
-        // The accepting thread sees it with the next link: this one.
-        drop(Stream::connect(&self.node.lock().address));
+        // The accepting threads see it with the next link: this one.
+        let inner = self.node.lock();
+        std::iter::once(&inner.address)
+            .chain(&inner.second)
+            .for_each(|address| drop(Stream::connect(address)));
     }
 }
 
@@ -172,16 +217,28 @@ pub fn serve<M: StandbyMachine + 'static>(
     watcher: Watcher,
 ) -> Result<Handle<M>, ServeError> {
     let address = listener.address();
-    watcher(Report::Listening { address: address.to_string() });
-    let node = Arc::new(Node {
+    if let Some(address) = options.second_listen.clone().filter(Address::is_wildcard) {
+        return Err(LinkError::Wildcard { address }.into());
+    }
+    let second = options.second_listen.as_ref().map(Listener::bind).transpose()?;
+    let second_address = second.as_ref().map(Listener::address);
+    for address in std::iter::once(&address).chain(&second_address) {
+        watcher(Report::Listening { address: address.to_string() });
+    }
+    let node = Arc::new_cyclic(|node| Node {
         inner: Mutex::new(Inner {
-            standby: Standby::new(options.name, machine.space()),
+            standby: Standby::new(options.name, machine.space())
+                .with_second_link(second_address.as_ref().map(Address::to_string)),
             machine,
             memory: None,
             touched: DirtySet::default(),
             console,
-            witness: options.witness,
+            witness: options.witness.clone(),
+            claiming: false,
+            fencing: false,
+            node: Weak::clone(node),
             address,
+            second: second_address,
             watcher,
             links: HashMap::new(),
             began: Instant::now(),
@@ -191,10 +248,15 @@ pub fn serve<M: StandbyMachine + 'static>(
         next_link: AtomicU64::new(1),
         stopped: AtomicBool::new(false),
     });
+    if options.occupied {
+        node.feed(Event::Occupied);
+    }
     let ticking = Arc::clone(&node);
     thread::Builder::new().name("standby-tick".into()).spawn(move || ticking.tick())?;
-    let accepting = Arc::clone(&node);
-    thread::Builder::new().name("standby-accept".into()).spawn(move || accepting.accept(&listener))?;
+    for listener in std::iter::once(listener).chain(second) {
+        let accepting = Arc::clone(&node);
+        thread::Builder::new().name("standby-accept".into()).spawn(move || accepting.accept(&listener))?;
+    }
     Ok(Handle { node })
 }
 
@@ -208,6 +270,7 @@ impl<M: StandbyMachine + 'static> Node<M> {
     }
 
     fn tick(&self) {
+        hurry();
         while !self.stopped.load(Ordering::Acquire) {
             let interval = {
                 let mut inner = self.lock();
@@ -246,11 +309,13 @@ impl<M: StandbyMachine + 'static> Node<M> {
 
     /// Two threads serve a link: one receives and verifies the next frames while this one acts on those before.
     fn serve_link(&self, link: LinkId, stream: Arc<Stream>) {
+        hurry();
         let mut reader = FrameReader::new(stream, self.pool.clone());
         let (sender, received) = sync_channel(FRAMES_AHEAD);
         let reason = thread::scope(|scope| {
             let receiving =
                 thread::Builder::new().name("standby-receive".into()).spawn_scoped(scope, move || {
+                    hurry();
                     let limited = reader.set_idle_limit(IDLE).map_err(ReadError::from);
                     let mut next = limited.and_then(|()| reader.receive());
                     // It ends with the link, or when nobody acts on its frames any more.
@@ -307,7 +372,7 @@ impl<M: StandbyMachine + 'static> Node<M> {
     }
 }
 
-impl<M: StandbyMachine> Inner<M> {
+impl<M: StandbyMachine + 'static> Inner<M> {
     /// Feeds the state machine and performs what it orders, until nothing more follows.
     fn feed(&mut self, event: Event) {
         // While frames come thick and fast their thread has the lock again before the ticking one gets it, so it ticks,
@@ -328,6 +393,13 @@ impl<M: StandbyMachine> Inner<M> {
     }
 
     fn perform(&mut self, action: Action) -> Option<Event> {
+        // The machine's own threads begin with the priority of the one that starts them.
+        let for_machine =
+            matches!(action, Action::Allocate { .. } | Action::Prepare { .. } | Action::Activate { .. });
+        if for_machine { calmly(|| self.carry_out(action)) } else { self.carry_out(action) }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Send { link, stamp, message } => {
                 let sent = self.links.get_mut(&link)?.send(stamp, &message);
@@ -342,20 +414,38 @@ impl<M: StandbyMachine> Inner<M> {
                 }
             }
             Action::Allocate { machine, layout } => return Some(self.allocate(&machine, &layout)),
+            Action::TellHeld { link, stamp } => {
+                let reason = self.tell_held(link, stamp).err()?.to_string();
+                self.links.remove(&link);
+                return Some(Event::LinkLost { link, reason });
+            }
             Action::Write(batch) => self.write(&batch),
             Action::Apply(batches) => {
                 self.apply(&batches);
                 return Some(Event::Applied);
             }
+            Action::KeepLog { number, epoch, log } => return self.keep_log(number, epoch, log),
             Action::Prepare { state } => {
                 let outcome = self.machine.prepare(&state).map_err(|error| error.to_string());
                 return Some(Event::Prepared(outcome));
             }
-            Action::Claim { guid, expected } => return Some(Event::Claimed(self.claim(guid, expected))),
-            Action::Activate { state, output_start, output } => {
-                self.console.take_over(output_start, &output);
-                let outcome = self.machine.activate(&state).map_err(|error| error.to_string());
-                return Some(Event::Activated(outcome));
+            Action::Claim { guid, expected } => return self.claim(guid, expected).map(Event::Claimed),
+            Action::Activate { state, output_start, output, handed_over } => {
+                let heir = Heir { state, output_start, output };
+                return match self.machine.fence_out(handed_over) {
+                    None => Some(self.activate(&heir)),
+                    Some(mut fence) => {
+                        // A primary that has given the guest up has let go of what both reach: the guest runs here before
+                        // that primary is told so.
+                        let tell = |reason| (self.watcher)(Report::Fencing { reason });
+                        match handed_over.then(|| fence(&mut |reason| tell(reason))) {
+                            Some(Ok(())) => return Some(self.activate(&heir)),
+                            Some(Err(error)) => tell(error.to_string()),
+                            None => {}
+                        }
+                        self.fence_out(fence, heir)
+                    }
+                };
             }
             Action::Release => {
                 self.memory = None;
@@ -366,21 +456,86 @@ impl<M: StandbyMachine> Inner<M> {
         None
     }
 
+    /// Runs the guest.
+    fn activate(&mut self, heir: &Heir) -> Event {
+        self.console.take_over(heir.output_start, &heir.output);
+        let outcome = self.machine.activate(&heir.state).map_err(|error| error.to_string());
+        // From now on its memory is nobody's but the guest's.
+        (self.memory, self.touched) = (None, DirtySet::default());
+        Event::Activated(outcome)
+    }
+
+    /// Runs the guest once `fence` is taken, for which another thread waits: until then this side is to be heard of.
+    fn fence_out(&mut self, mut fence: FenceOut, heir: Heir) -> Option<Event> {
+        let (node, watcher) = (Weak::clone(&self.node), Arc::clone(&self.watcher));
+        let fencing = move || {
+            let mut told = String::new();
+            while let Err(error) = fence(&mut |reason| watcher(Report::Fencing { reason })) {
+                // An end of this side ends the wait.
+                if node.upgrade().is_none_or(|node| node.stopped.load(Ordering::Acquire)) {
+                    return;
+                }
+                let reason = error.to_string();
+                if reason != told {
+                    told.clone_from(&reason);
+                    watcher(Report::Fencing { reason });
+                }
+                thread::sleep(FENCE_AGAIN);
+            }
+            if let Some(node) = node.upgrade() {
+                let mut inner = node.lock();
+                inner.fencing = false;
+                let activated = inner.activate(&heir);
+                inner.feed(activated);
+            }
+        };
+        self.fencing = true;
+        let error = thread::Builder::new().name("standby-fence".into()).spawn(fencing).err()?;
+        self.fencing = false;
+        Some(Event::Activated(Err(format!("cannot start a thread to fence the primary out: {error}"))))
+    }
+
     fn allocate(&mut self, machine: &[u8], layout: &Layout) -> Event {
-        let machine = self.machine.allocate(machine, layout).and_then(|ram| {
+        let guid = self.standby.guid().unwrap_or_else(Guid::nil);
+        let machine = self.machine.allocate(guid, machine, layout).and_then(|ram| {
             let memory = PageMemory::new(ram)?;
             if memory.layout() != layout {
                 return Err("its memory came out in another layout".into());
             }
             self.touched = DirtySet::new(layout.pages());
+            self.machine.held(&mut self.touched)?;
             self.memory = Some(memory);
-            Ok(())
+            Ok(self.machine.disks())
         });
-        let witness = self.witness.as_ref().map_or(WitnessView::None, |witness| match witness.read() {
-            Ok(record) => WitnessView::Record(record),
-            Err(error) => WitnessView::Failed(error.to_string()),
-        });
+        let witness = match (&self.witness, self.standby.guid()) {
+            (Some(witness), Some(guid)) => match witness.read(guid) {
+                Ok(record) => WitnessView::Record(record),
+                Err(error) => WitnessView::Failed(error.to_string()),
+            },
+            _ => WitnessView::None,
+        };
         Event::Allocated { machine: machine.map_err(|error| error.to_string()), witness }
+    }
+
+    fn tell_held(&mut self, link: LinkId, stamp: Stamp) -> std::io::Result<()> {
+        let (Some(memory), Some(writer)) = (&self.memory, self.links.get_mut(&link)) else { return Ok(()) };
+        let (guid, term, _) = stamp;
+        resync::tell(memory, &self.touched, Seed::of(guid, term), |first, digests| {
+            writer.send(stamp, &Message::Digests { first, digests }).map(drop)
+        })
+    }
+
+    /// Has the machine make a write log durable; another thread tells when it is.
+    fn keep_log(&mut self, number: u64, epoch: Epoch, log: Vec<u8>) -> Option<Event> {
+        let node = Weak::clone(&self.node);
+        let kept = move |outcome: Result<(), GuestError>| {
+            if let Some(node) = node.upgrade() {
+                let outcome = outcome.map_err(|error| error.to_string());
+                node.feed(Event::LogKept { number, outcome });
+            }
+        };
+        let refused = self.machine.keep_log(epoch, log, Box::new(kept)).err()?;
+        Some(Event::LogKept { number, outcome: Err(refused.to_string()) })
     }
 
     fn write(&mut self, batch: &PageBatch) {
@@ -420,20 +575,39 @@ impl<M: StandbyMachine> Inner<M> {
             if spoke.elapsed() >= self.standby.tick_interval() {
                 spoke = Instant::now();
                 if let Some((link, stamp)) = self.standby.primary() {
-                    let heartbeat = Message::Heartbeat { released: 0 };
                     // A broken link is noticed by its reader.
-                    let _ = self.links.get_mut(&link).map(|writer| writer.send(stamp, &heartbeat));
+                    let _ = self.links.get_mut(&link).map(|writer| writer.send(stamp, &HEARTBEAT));
                 }
             }
         }
     }
 
-    fn claim(&self, guid: Guid, expected: Term) -> Claim {
-        match &self.witness {
-            None => Claim::Unreachable("no witness is configured".into()),
-            Some(witness) => witness
-                .claim(guid, expected, self.standby.name())
-                .unwrap_or_else(|error| Claim::Unreachable(error.to_string())),
+    /// Asks the witness in a thread of its own: it may take its time, and until it answers this side is to be heard of.
+    /// Gives the claim's outcome if it is known at once.
+    fn claim(&mut self, guid: Guid, expected: Term) -> Option<Claim> {
+        if self.claiming {
+            return None;
         }
+        let Some(witness) = self.witness.clone() else {
+            return Some(Claim::Unreachable("no witness is configured".into()));
+        };
+        let (owner, node) = (self.standby.name().to_owned(), Weak::clone(&self.node));
+        let asking = move || {
+            let claim = witness.claim(guid, expected, &owner);
+            if let Some(node) = node.upgrade() {
+                let mut inner = node.lock();
+                inner.claiming = false;
+                inner.feed(Event::Claimed(
+                    claim.unwrap_or_else(|error| Claim::Unreachable(error.to_string())),
+                ));
+            }
+        };
+        match thread::Builder::new().name("standby-claim".into()).spawn(asking) {
+            Ok(_) => self.claiming = true,
+            Err(error) => {
+                return Some(Claim::Unreachable(format!("cannot start a thread to ask it: {error}")));
+            }
+        }
+        None
     }
 }

@@ -33,13 +33,20 @@ pub enum Event {
     Tick,
     /// Answer to [`Action::Allocate`].
     Allocated {
-        /// Whether the machine could be built.
-        machine: Result<(), String>,
+        /// Whether the machine could be built, and what it has of the guest's disks.
+        machine: Result<Vec<u8>, String>,
         /// What the witness says.
         witness: WitnessView,
     },
     /// Answer to [`Action::Apply`]: while pages were written nothing could be heard, so time counts from now.
     Applied,
+    /// Answer to [`Action::KeepLog`].
+    LogKept {
+        /// Which.
+        number: u64,
+        /// Whether it is durable.
+        outcome: Result<(), String>,
+    },
     /// Answer to [`Action::Prepare`]: whether the guest can be run here.
     Prepared(Result<(), String>),
     /// Answer to [`Action::Claim`]: what the witness decided.
@@ -48,6 +55,13 @@ pub enum Event {
     Activated(Result<(), String>),
     /// An operator says that this side shall run the guest.
     Promote,
+    /// This side runs a guest that it did not get as a standby: there is no space for another.
+    Occupied,
+    /// The guest that ran here has gone: this side is a standby again.
+    Vacated {
+        /// Bytes for guest memory that there are now.
+        space: u64,
+    },
 }
 
 /// What the standby's witness says when an allocation is made.
@@ -82,10 +96,27 @@ pub enum Action {
         /// Its memory.
         layout: Layout,
     },
+    /// Tell the primary what guest memory holds, if it holds anything ([`crate::resync::tell`]), by
+    /// [`Message::Digests`].
+    TellHeld {
+        /// To whom.
+        link: LinkId,
+        /// GUID, term and epoch of the headers.
+        stamp: (Guid, Term, Epoch),
+    },
     /// Write these pages to guest memory: nothing complete is there yet that they could tear.
     Write(PageBatch),
     /// Write a whole epoch to guest memory and answer with [`Event::Applied`].
     Apply(Vec<PageBatch>),
+    /// Make a write log durable and answer with [`Event::LogKept`]; heartbeats go on meanwhile.
+    KeepLog {
+        /// Counts them.
+        number: u64,
+        /// Of which epoch; [`Epoch::NONE`] while seeding.
+        epoch: Epoch,
+        /// The log.
+        log: Vec<u8>,
+    },
     /// Ask the witness for the term after `expected` and answer with [`Event::Claimed`].
     Claim {
         /// The guest.
@@ -99,7 +130,7 @@ pub enum Action {
         /// The machine state.
         state: Vec<u8>,
     },
-    /// Run the guest and answer with [`Event::Activated`].
+    /// Make sure that no other side can touch what both reach, run the guest, and answer with [`Event::Activated`].
     Activate {
         /// The machine state.
         state: Vec<u8>,
@@ -107,6 +138,8 @@ pub enum Action {
         output_start: u64,
         /// Committed output that is not known to have been seen.
         output: Vec<u8>,
+        /// The primary has given the guest up by itself.
+        handed_over: bool,
     },
     /// Give the machine and its memory back.
     Release,
@@ -133,7 +166,7 @@ pub enum Phase {
     Claiming,
     /// The primary is lost, there is no witness, an operator must promote.
     Orphaned,
-    /// The guest runs here.
+    /// A guest runs here.
     Active,
 }
 

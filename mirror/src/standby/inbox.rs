@@ -1,7 +1,7 @@
 //! Where the standby gathers an epoch until it is whole. Nothing of it is visible before.
 
 use crate::digest::Digest;
-use crate::wire::message::{Commit, MAX_OUTPUT, MAX_STATE};
+use crate::wire::message::{Commit, MAX_LOG, MAX_OUTPUT, MAX_STATE};
 use crate::wire::pages::PageBatch;
 
 /// The parts of an epoch that have arrived.
@@ -10,8 +10,21 @@ pub struct Inbox {
     batches: Vec<PageBatch>,
     pages: u64,
     state: Vec<u8>,
+    log: Vec<u8>,
     output: Option<(u64, Vec<u8>)>,
     digest: Digest,
+}
+
+/// Appends a piece to a write log.
+///
+/// # Errors
+/// The log grows beyond [`MAX_LOG`].
+pub(super) fn add_to_log(log: &mut Vec<u8>, bytes: &[u8]) -> Result<(), String> {
+    if log.len() + bytes.len() > MAX_LOG {
+        return Err(format!("a write log of more than {MAX_LOG} bytes"));
+    }
+    log.extend_from_slice(bytes);
+    Ok(())
 }
 
 /// A whole epoch.
@@ -21,6 +34,8 @@ pub struct WholeEpoch {
     pub batches: Vec<PageBatch>,
     /// The machine state at its end.
     pub state: Vec<u8>,
+    /// What was written to disks of which each side has an image of its own.
+    pub log: Vec<u8>,
 }
 
 impl Inbox {
@@ -51,6 +66,16 @@ impl Inbox {
         Ok(())
     }
 
+    /// Takes a piece of the write log.
+    ///
+    /// # Errors
+    /// The log grows beyond [`MAX_LOG`].
+    pub fn add_log(&mut self, bytes: &[u8], checksum: u64) -> Result<(), String> {
+        add_to_log(&mut self.log, bytes)?;
+        self.digest.add(checksum);
+        Ok(())
+    }
+
     /// Takes a piece of output.
     ///
     /// # Errors
@@ -73,7 +98,7 @@ impl Inbox {
 
     /// Whether anything has arrived.
     pub fn is_empty(&self) -> bool {
-        self.batches.is_empty() && self.state.is_empty() && self.output.is_none()
+        self.batches.is_empty() && self.state.is_empty() && self.log.is_empty() && self.output.is_none()
     }
 
     /// Checks the epoch against its commit and empties the inbox: with a whole epoch, or with the reason why it is
@@ -93,7 +118,7 @@ impl Inbox {
             return Err("it has no machine state".into());
         }
         log.commit(inbox.output, commit)?;
-        Ok(WholeEpoch { batches: inbox.batches, state: inbox.state })
+        Ok(WholeEpoch { batches: inbox.batches, state: inbox.state, log: inbox.log })
     }
 }
 

@@ -5,6 +5,8 @@
 //!                                                                       |                  \-> fenced
 //!                                                                       \-> orphaned (no witness) -> active
 //! ```
+//! An active side whose guest goes away (to another side, mostly) waits again.
+//!
 //! A standby that has no complete epoch never runs a guest: it forgets the allocation and waits for the next.
 
 use std::collections::VecDeque;
@@ -19,14 +21,15 @@ use crate::wire::message::{Access, AllocationHeader, Body, Commit, Message, Poli
 use crate::wire::pages::{PageBatch, PooledBuffer};
 use crate::witness::{Claim, Record};
 
+mod detection;
 mod events;
 pub mod inbox;
+mod keeping;
 
+pub use crate::ids::LinkId;
 pub use events::{Action, Event, Phase, WitnessView};
-use inbox::{Inbox, OutputLog, WholeEpoch};
-
-/// Names one link of a standby.
-pub type LinkId = u64;
+use inbox::{Inbox, OutputLog, WholeEpoch, add_to_log};
+use keeping::Keeping;
 
 /// Longest description of a machine that is accepted, in bytes.
 const MAX_MACHINE: usize = 1 << 20;
@@ -36,6 +39,9 @@ const HEARTBEAT_MS: std::ops::RangeInclusive<u32> = 1..=60_000;
 
 /// How long space stays promised to a link that does not allocate.
 const RESERVATION: Duration = Duration::from_secs(5);
+
+/// A standby's sign of life: it has no output and no epochs.
+pub const HEARTBEAT: Message = Message::Heartbeat { released: 0, epoch_within_ms: 0 };
 
 /// Most links that may wait for space.
 const MAX_QUEUE: usize = 64;
@@ -50,16 +56,34 @@ struct Allocation {
     heartbeat: Duration,
     misses: u32,
     witness: bool,
+    /// The primary's name at the witness.
+    owner: String,
+    /// The term that the primary has said it would ask for, with this side as one that follows in it.
+    announced: Option<Term>,
     round: u32,
     round_pages: u64,
     round_digest: Digest,
+    round_log: Vec<u8>,
+    keeping: Option<Keeping>,
     epoch: Epoch,
+    /// The epoch that arrives first.
+    first: Option<Epoch>,
     inbox: Inbox,
     state: Vec<u8>,
     output: OutputLog,
     sense: Sense,
     heard: Duration,
+    /// When it was last heard on another link than the mirror's.
+    heard_elsewhere: Option<Duration>,
+    /// Why it would count as lost if it were not heard elsewhere.
+    doubt: Option<String>,
+    /// When an epoch last made progress.
+    progressed: Duration,
+    /// The primary's word for how long one may make none.
+    epoch_within: Option<Duration>,
     spoke: Duration,
+    /// The primary has given the guest up.
+    handed_over: bool,
 }
 
 /// The state machine.
@@ -77,6 +101,10 @@ pub struct Standby {
     /// Links that wait for space, with what they asked for.
     queue: VecDeque<(LinkId, Guid, u64)>,
     allocation: Option<Allocation>,
+    /// Write logs that were to be made durable so far.
+    logs: u64,
+    /// Where a primary can be heard besides the mirror's link.
+    second_link: Option<String>,
 }
 
 impl Standby {
@@ -91,7 +119,16 @@ impl Standby {
             owner: None,
             queue: VecDeque::new(),
             allocation: None,
+            logs: 0,
+            second_link: None,
         }
+    }
+
+    /// Asks each primary to be heard at `address`, too: while it is, the mirror's link alone does not make it count as lost.
+    #[must_use]
+    pub fn with_second_link(mut self, address: Option<String>) -> Self {
+        self.second_link = address;
+        self
     }
 
     /// What it is doing.
@@ -102,6 +139,11 @@ impl Standby {
     /// The newest term that it knows.
     pub fn term(&self) -> Term {
         self.allocation.as_ref().map_or(Term(0), |allocation| allocation.term)
+    }
+
+    /// The term that its primary has said it would ask for, with this side as one that follows in it.
+    pub fn announced(&self) -> Option<Term> {
+        self.allocation.as_ref()?.announced
     }
 
     /// The last complete epoch.
@@ -149,10 +191,14 @@ impl Standby {
             Event::Tick => self.tick(actions),
             Event::Allocated { machine, witness } => self.allocated(machine, &witness, actions),
             Event::Applied => self.applied(),
+            Event::LogKept { number, outcome } => self.log_kept(number, outcome, actions),
             Event::Prepared(outcome) => self.prepared(outcome, actions),
             Event::Claimed(claim) => self.claimed(claim, actions),
             Event::Activated(outcome) => self.activated(outcome, actions),
             Event::Promote if self.phase == Phase::Orphaned => self.activate(self.term().next(), actions),
+            Event::Occupied if self.phase == Phase::Waiting => self.phase = Phase::Active,
+            Event::Occupied => {}
+            Event::Vacated { space } => self.vacated(space, actions),
             Event::Promote => actions.push(Action::Report(Report::Failed {
                 reason: format!(
                     "promotion is only possible when the primary is lost; the standby is {}",
@@ -189,6 +235,10 @@ impl Standby {
         body: Body,
         actions: &mut Vec<Action>,
     ) -> Result<(), Refusal> {
+        if let Body::Message(Message::Heartbeat { .. }) = body {
+            self.heard_elsewhere(header);
+            return Ok(());
+        }
         if let Some(allocation) = self.allocation.as_mut().filter(|ours| ours.guid == header.guid)
             && self.phase == Phase::Active
             && header.term < allocation.term
@@ -203,7 +253,6 @@ impl Standby {
                 self.answer(link, header, Message::SpaceResponse(answer), actions);
                 Ok(())
             }
-            Message::Heartbeat { .. } => Ok(()),
             message => self.inquiry(link, header, &message, actions),
         }
     }
@@ -284,6 +333,13 @@ impl Standby {
         if header.guid != allocation.guid {
             return Err(Refusal::UnknownAllocation(header.guid));
         }
+        // It was granted what it had announced.
+        if allocation.announced == Some(header.term)
+            && !matches!(self.phase, Phase::Claiming | Phase::Orphaned)
+        {
+            allocation.term = header.term;
+            allocation.announced = None;
+        }
         if header.term != allocation.term {
             allocation.sense.stale_frames += 1;
             return Err(Refusal::StaleTerm { newest: allocation.term });
@@ -293,27 +349,53 @@ impl Standby {
             allocation.sense.stale_frames += 1;
             return Ok(());
         }
-        allocation.heard = self.now;
+        allocation.hear(self.now, &body);
+        if allocation.keeping.is_some() && keeping::must_wait(&body) {
+            return Err(Refusal::Protocol(format!("{wrong}: what was sent before is not acknowledged yet")));
+        }
         let message = match body {
             Body::Pages(payload) => return self.pages(header, payload, actions),
             Body::Message(message) => message,
         };
         match (self.phase, message) {
-            (_, Message::Heartbeat { released }) => allocation.output.released(released),
+            (_, Message::Heartbeat { released, epoch_within_ms }) => {
+                allocation.output.released(released);
+                allocation.epoch_within = Some(Duration::from_millis(epoch_within_ms.into()));
+            }
             (_, Message::ReleaseMemory { reason }) => {
                 self.answer(link, header, Message::MemoryReleased, actions);
                 self.forget(actions);
                 actions.push(Action::Report(Report::Ended { reason }));
                 self.serve_next(actions);
             }
+            // That it came is progress.
+            (Phase::Shadowing, Message::Waiting) => {}
+            (Phase::Receiving | Phase::Shadowing, Message::Renew { term }) => {
+                if term != allocation.term.next() {
+                    let known = allocation.term;
+                    return Err(Refusal::Protocol(format!("term {term} does not follow term {known}")));
+                }
+                allocation.announced = Some(term);
+                self.answer(link, header, Message::Renewed { term }, actions);
+            }
             (Phase::Allocated, Message::AllocateRead) => {
                 self.phase = Phase::Receiving;
+                let stamp = (header.guid, header.term, header.epoch);
+                actions.push(Action::TellHeld { link, stamp });
                 self.answer(link, header, Message::AllocateReadResponse, actions);
             }
             (Phase::Receiving, Message::RoundEnd { round, pages, digest }) => {
                 allocation.end_round(round, pages, digest)?;
                 actions.push(Action::Report(Report::RoundProgress { round, sent: pages, pages }));
-                self.answer(link, header, Message::RoundAck { round }, actions);
+                self.end_of_round(link, header, round, actions);
+            }
+            (Phase::Receiving, Message::WriteLog(bytes)) if header.epoch == Epoch::NONE => {
+                add_to_log(&mut allocation.round_log, &bytes).map_err(Refusal::Protocol)?;
+                allocation.round_digest.add(header.checksum);
+            }
+            (Phase::Receiving | Phase::Shadowing, Message::WriteLog(bytes)) => {
+                allocation.check_epoch(header.epoch)?;
+                allocation.inbox.add_log(&bytes, header.checksum).map_err(Refusal::Protocol)?;
             }
             (Phase::Receiving | Phase::Shadowing, Message::WriteState(bytes)) => {
                 allocation.check_epoch(header.epoch)?;
@@ -345,10 +427,11 @@ impl Standby {
     /// The primary has given the guest up. It goes on there if this side cannot run it, so that is tried before anybody
     /// decides.
     fn prepared(&mut self, outcome: Result<(), String>, actions: &mut Vec<Action>) {
-        let (Phase::Shadowing, Some(allocation), Some(link)) = (self.phase, &self.allocation, self.owner)
+        let (Phase::Shadowing, Some(allocation), Some(link)) = (self.phase, &mut self.allocation, self.owner)
         else {
             return;
         };
+        allocation.handed_over = true;
         let (guid, expected, epoch) = (allocation.guid, allocation.term, allocation.epoch);
         match outcome {
             Ok(()) if allocation.witness => {
@@ -403,16 +486,26 @@ impl Standby {
                     heartbeat: Duration::from_millis(heartbeat_ms.into()),
                     misses,
                     witness: false,
+                    owner: String::new(),
+                    announced: None,
                     round: 0,
                     round_pages: 0,
                     round_digest: Digest::default(),
+                    round_log: Vec::new(),
+                    keeping: None,
                     epoch: Epoch::NONE,
+                    first: None,
                     inbox: Inbox::default(),
                     state: Vec::new(),
                     output: OutputLog::default(),
                     sense: Sense::default(),
                     heard: self.now,
+                    heard_elsewhere: None,
+                    doubt: None,
+                    progressed: self.now,
+                    epoch_within: None,
                     spoke: self.now,
+                    handed_over: false,
                 });
                 actions.push(Action::Allocate { machine, layout });
                 Ok(())
@@ -429,7 +522,12 @@ impl Standby {
         }
     }
 
-    fn allocated(&mut self, machine: Result<(), String>, witness: &WitnessView, actions: &mut Vec<Action>) {
+    fn allocated(
+        &mut self,
+        machine: Result<Vec<u8>, String>,
+        witness: &WitnessView,
+        actions: &mut Vec<Action>,
+    ) {
         let (Some(link), Some(allocation), Phase::Allocating) =
             (self.owner, &mut self.allocation, self.phase)
         else {
@@ -442,6 +540,7 @@ impl Standby {
             WitnessView::Record(Some(record))
                 if record.guid == allocation.guid && record.term == allocation.term =>
             {
+                allocation.owner.clone_from(&record.owner);
                 Ok(true)
             }
             WitnessView::Record(None) => Err("it has no record".into()),
@@ -449,13 +548,21 @@ impl Standby {
                 Err(format!("it knows guest {guid}, term {term}"))
             }
         };
-        let outcome = machine.map_err(Refusal::Machine).and_then(|()| confirmed.map_err(Refusal::Witness));
+        let outcome = machine
+            .map_err(Refusal::Machine)
+            .and_then(|disks| Ok((disks, confirmed.map_err(Refusal::Witness)?)));
         match outcome {
-            Ok(witness) => {
+            Ok((disks, witness)) => {
                 allocation.witness = witness;
                 (allocation.heard, allocation.spoke) = (self.now, self.now);
                 self.phase = Phase::Allocated;
                 let (guid, term, pages) = (allocation.guid, allocation.term, allocation.layout.pages());
+                if !disks.is_empty() {
+                    actions.push(Action::Send { link, stamp, message: Message::Disks(disks) });
+                }
+                if let Some(address) = self.second_link.clone() {
+                    actions.push(Action::Send { link, stamp, message: Message::SecondLink { address } });
+                }
                 actions.push(Action::Send { link, stamp, message: Message::Allocated });
                 actions.push(Action::Report(Report::Joined { guid, term, pages }));
             }
@@ -510,101 +617,46 @@ impl Standby {
             let reason = "the seeding before it is not complete".into();
             return Err(Refusal::TornEpoch { epoch, reason });
         }
-        let WholeEpoch { batches, state } = allocation
+        // What it says of the output counts when the epoch does.
+        let mut output = allocation.output.clone();
+        let whole = allocation
             .inbox
-            .close(commit, &mut allocation.output)
+            .close(commit, &mut output)
             .map_err(|reason| Refusal::TornEpoch { epoch, reason })?;
-        let first = allocation.epoch == Epoch::NONE;
+        self.keep_epoch(link, header, output, whole, actions);
+        Ok(())
+    }
+
+    /// The epoch is complete, also on the disks: it is acknowledged, if there is still somebody to tell, and applied.
+    fn accept(
+        &mut self,
+        link: LinkId,
+        header: &Header,
+        mut output: OutputLog,
+        whole: WholeEpoch,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(allocation) = &mut self.allocation else { return };
+        let (epoch, first) = (header.epoch, allocation.epoch == Epoch::NONE);
+        output.released(allocation.output.unreleased().0);
+        allocation.output = output;
         allocation.epoch = epoch;
-        allocation.state = state;
+        allocation.state = whole.state;
         allocation.sense.epoch = epoch;
         allocation.sense.epochs += 1;
         self.phase = Phase::Shadowing;
-        self.answer(link, header, Message::CommitAck, actions);
-        actions.push(Action::Apply(batches));
+        if self.owner == Some(link) {
+            self.answer(link, header, Message::CommitAck, actions);
+        }
+        actions.push(Action::Apply(whole.batches));
         if first {
             actions.push(Action::Report(Report::Protected { epoch }));
         }
-        Ok(())
     }
 
     fn applied(&mut self) {
         if let Some(allocation) = &mut self.allocation {
-            allocation.heard = self.now;
-        }
-    }
-
-    fn tick(&mut self, actions: &mut Vec<Action>) {
-        let now = self.now;
-        if let (Phase::Reserved, Some(link)) = (self.phase, self.owner)
-            && now.saturating_sub(self.reserved) > RESERVATION
-        {
-            actions.push(Action::Close(link));
-            self.link_lost(link, "space was promised, but nothing was allocated".into(), actions);
-        }
-        let Some(allocation) = &mut self.allocation else { return };
-        match (self.phase, self.owner) {
-            (Phase::Claiming, _) => {
-                actions.push(Action::Claim { guid: allocation.guid, expected: allocation.term });
-            }
-            (Phase::Allocated | Phase::Receiving | Phase::Shadowing, Some(link)) => {
-                let limit = allocation.heartbeat * allocation.misses;
-                let silence = now.saturating_sub(allocation.heard);
-                if silence > limit {
-                    // The link stays open: the primary may only be slow, and then learns by it what became of it.
-                    let reason = format!("nothing heard of the primary for {} ms", silence.as_millis());
-                    self.primary_lost(reason, actions);
-                    return;
-                }
-                if now.saturating_sub(allocation.spoke) >= allocation.heartbeat {
-                    allocation.spoke = now;
-                    let stamp = (allocation.guid, allocation.term, allocation.epoch);
-                    actions.push(Action::Send { link, stamp, message: Message::Heartbeat { released: 0 } });
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn link_lost(&mut self, link: LinkId, reason: String, actions: &mut Vec<Action>) {
-        self.queue.retain(|(waiting, ..)| *waiting != link);
-        if self.owner != Some(link) {
-            return;
-        }
-        self.owner = None;
-        match self.phase {
-            Phase::Waiting | Phase::Claiming | Phase::Orphaned | Phase::Active => {}
-            Phase::Reserved => {
-                self.forget(actions);
-                self.serve_next(actions);
-            }
-            Phase::Allocating | Phase::Allocated | Phase::Receiving | Phase::Shadowing => {
-                self.primary_lost(reason, actions);
-            }
-        }
-    }
-
-    /// Detection is not decision: the witness decides.
-    fn primary_lost(&mut self, reason: String, actions: &mut Vec<Action>) {
-        let Some(allocation) = &mut self.allocation else { return };
-        // What has arrived of an epoch that was not committed was never seen by anyone.
-        allocation.inbox = Inbox::default();
-        let (epoch, guid, expected) = (allocation.epoch, allocation.guid, allocation.term);
-        let silent_us = self.now.saturating_sub(allocation.heard).as_micros() as u64;
-        actions.push(Action::Report(Report::PrimaryLost { reason, epoch, silent_us }));
-        if epoch == Epoch::NONE {
-            actions.push(Action::Report(Report::Refused {
-                reason: "there is no complete epoch: the primary was lost while seeding, and a guest is never run from a part of its memory".into(),
-            }));
-            self.drop_guest(actions);
-        } else if allocation.witness {
-            self.phase = Phase::Claiming;
-            actions.push(Action::Claim { guid, expected });
-        } else {
-            self.phase = Phase::Orphaned;
-            actions.push(Action::Report(Report::AwaitingPromotion {
-                reason: "no witness is configured, so nothing proves that the primary does not run; promote this standby if it is dead".into(),
-            }));
+            (allocation.heard, allocation.progressed) = (self.now, self.now);
         }
     }
 
@@ -620,6 +672,15 @@ impl Standby {
                     format!("it knows term {term}, this side has term {}; restore its record", self.term());
                 actions.push(Action::Report(Report::WitnessSilent { reason }));
             }
+            // The primary has won the term in which this side was to follow it, and was lost only then: all that it has
+            // released in it is here.
+            Claim::Refused { term, owner } if self.is_announced(term, &owner) => {
+                if let Some(allocation) = &mut self.allocation {
+                    allocation.term = term;
+                    allocation.announced = None;
+                    actions.push(Action::Claim { guid: allocation.guid, expected: term });
+                }
+            }
             Claim::Refused { term, owner } => {
                 actions.push(Action::Report(Report::Refused {
                     reason: format!(
@@ -632,6 +693,12 @@ impl Standby {
         }
     }
 
+    fn is_announced(&self, term: Term, owner: &str) -> bool {
+        self.allocation
+            .as_ref()
+            .is_some_and(|allocation| allocation.announced == Some(term) && allocation.owner == owner)
+    }
+
     fn activate(&mut self, term: Term, actions: &mut Vec<Action>) {
         let Some(allocation) = &mut self.allocation else { return };
         allocation.term = term;
@@ -641,6 +708,7 @@ impl Standby {
             state: std::mem::take(&mut allocation.state),
             output_start,
             output: output.to_vec(),
+            handed_over: allocation.handed_over,
         });
         self.phase = Phase::Active;
         if let Some(link) = self.owner {
@@ -663,6 +731,16 @@ impl Standby {
             Err(reason) => Report::Failed { reason: format!("the guest cannot be run here: {reason}") },
         };
         actions.push(Action::Report(report));
+    }
+
+    fn vacated(&mut self, space: u64, actions: &mut Vec<Action>) {
+        self.space = space;
+        if self.phase == Phase::Active {
+            // The machine is no longer the standby's to release.
+            self.allocation = None;
+            self.phase = Phase::Waiting;
+            self.serve_next(actions);
+        }
     }
 
     /// Forgets the guest and closes its link.
@@ -703,9 +781,13 @@ impl Standby {
 }
 
 impl Allocation {
-    /// Epochs come one after the other.
-    fn check_epoch(&self, epoch: Epoch) -> Result<(), Refusal> {
-        if epoch == self.epoch.next() {
+    /// Epochs come one after the other, from the one on in which this side begins to follow.
+    fn check_epoch(&mut self, epoch: Epoch) -> Result<(), Refusal> {
+        let next = match self.epoch {
+            Epoch::NONE => *self.first.get_or_insert(epoch),
+            last => last.next(),
+        };
+        if epoch == next && epoch != Epoch::NONE {
             return Ok(());
         }
         Err(Refusal::Protocol(format!("epoch {epoch} cannot follow epoch {}", self.epoch)))

@@ -11,7 +11,7 @@ use crate::ids::{Epoch, Guid, Term};
 pub const MAGIC: u32 = u32::from_le_bytes(*b"UNDY");
 
 /// Version of the protocol that this code speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Length of a header in bytes.
 pub const HEADER_LEN: usize = size_of::<RawHeader>();

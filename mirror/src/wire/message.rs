@@ -16,6 +16,9 @@ pub const MAX_STATE: usize = 64 << 20;
 /// Most bytes of held output that a standby keeps: the primary's hold limit, once produced and once in flight.
 pub const MAX_OUTPUT: usize = 4 << 20;
 
+/// Most bytes of the write log of an epoch or a seeding round, over all disks.
+pub const MAX_LOG: usize = 256 << 20;
+
 /// How a side holds an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -166,6 +169,12 @@ pub enum Message {
     SenseRequest,
     SenseResponse(Sense),
     AllocateRead,
+    /// Before `AllocateReadResponse`: what the sender has of the guest's memory, from page `first` on
+    /// ([`crate::resync`]).
+    Digests {
+        first: u64,
+        digests: Vec<u8>,
+    },
     AllocateReadResponse,
     AllocateWrite,
     AllocateWriteResponse,
@@ -192,15 +201,35 @@ pub enum Message {
         reason: String,
     },
     MemoryReleased,
-    /// Output up to `released` has left the sender.
+    /// Output up to `released` has left the sender. A primary's next epoch makes progress within `epoch_within_ms`.
     Heartbeat {
         released: u64,
+        epoch_within_ms: u32,
     },
     Refused(Refusal),
     /// Hand-over: the epoch of this frame's header is the sender's last, all its output up to `released` has left, and
     /// nothing of it is still being carried out. The receiver owns the guest once the witness has granted it.
     ReleasePointer {
         released: u64,
+    },
+    /// Before `Allocated`: what the standby has of the guest's disks. Opaque to the mirror.
+    Disks(Vec<u8>),
+    /// The next piece of the write log of the epoch or round: what was written to disks. Opaque to the mirror.
+    WriteLog(Vec<u8>),
+    /// The receiver has acknowledged the epoch, and another standby has not yet: the sender waits for that, which is no
+    /// standstill of its own.
+    Waiting,
+    /// The sender is about to ask the witness for `term`, the next one, in which the receiver follows it as before.
+    Renew {
+        term: Term,
+    },
+    /// From now on the receiver of this may run the guest in `term`, and its sender can take over from it.
+    Renewed {
+        term: Term,
+    },
+    /// Before `Allocated`: where the sender wants to hear the receiver's heartbeats as well, on a link of their own.
+    SecondLink {
+        address: String,
     },
 }
 
@@ -237,6 +266,7 @@ impl Message {
             Self::SenseRequest => "SenseRequest",
             Self::SenseResponse(_) => "SenseResponse",
             Self::AllocateRead => "AllocateRead",
+            Self::Digests { .. } => "Digests",
             Self::AllocateReadResponse => "AllocateReadResponse",
             Self::AllocateWrite => "AllocateWrite",
             Self::AllocateWriteResponse => "AllocateWriteResponse",
@@ -247,6 +277,12 @@ impl Message {
             Self::Commit(_) => "Commit",
             Self::CommitAck => "CommitAck",
             Self::ReleasePointer { .. } => "ReleasePointer",
+            Self::Disks(_) => "Disks",
+            Self::WriteLog(_) => "WriteLog",
+            Self::Waiting => "Waiting",
+            Self::Renew { .. } => "Renew",
+            Self::Renewed { .. } => "Renewed",
+            Self::SecondLink { .. } => "SecondLink",
             Self::ReleaseMemory { .. } => "ReleaseMemory",
             Self::MemoryReleased => "MemoryReleased",
             Self::Heartbeat { .. } => "Heartbeat",

@@ -75,7 +75,19 @@ impl FileWitness {
             }
             Ok(_) => fs::read(&self.path).map_err(|source| self.storage("read it", source))?,
         };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| self.damaged(error.to_string()))
+        let record: Record =
+            serde_json::from_slice(&bytes).map_err(|error| self.damaged(error.to_string()))?;
+        Ok(Some(Record { revision: record.term.0, ..record }))
+    }
+
+    /// The record, which must be of `guid`.
+    fn load_of(&self, guid: Guid) -> Result<Option<Record>, WitnessError> {
+        match self.load()? {
+            Some(Record { guid: theirs, term, owner, .. }) if theirs != guid => {
+                Err(WitnessError::OtherGuest { witness: self.name(), theirs, ours: guid, term, owner })
+            }
+            record => Ok(record),
+        }
     }
 
     fn store(&self, record: &Record) -> io::Result<()> {
@@ -104,12 +116,7 @@ impl FileWitness {
 impl Witness for FileWitness {
     fn claim(&self, guid: Guid, expected: Term, owner: &str) -> Result<Claim, WitnessError> {
         let _lock = self.lock()?;
-        let current = self.load()?;
-        if let Some(Record { guid: theirs, term, owner }) =
-            current.clone().filter(|record| record.guid != guid)
-        {
-            return Err(WitnessError::OtherGuest { witness: self.name(), theirs, ours: guid, term, owner });
-        }
+        let current = self.load_of(guid)?;
         let (claim, record) = decide(current.as_ref(), guid, expected, owner);
         if let Some(record) = record {
             self.store(&record).map_err(|source| self.storage("store a new term in it", source))?;
@@ -117,8 +124,8 @@ impl Witness for FileWitness {
         Ok(claim)
     }
 
-    fn read(&self) -> Result<Option<Record>, WitnessError> {
-        self.load()
+    fn read(&self, guid: Guid) -> Result<Option<Record>, WitnessError> {
+        self.load_of(guid)
     }
 }
 
@@ -157,6 +164,8 @@ mod tests {
         witness.claim(GUEST, Term(0), "a").unwrap();
         let error = witness.claim(Guid::from_u128(2), Term(0), "b").unwrap_err();
         assert!(matches!(error, WitnessError::OtherGuest { term: Term(1), .. }), "{error}");
+        let error = witness.read(Guid::from_u128(2)).unwrap_err();
+        assert!(matches!(error, WitnessError::OtherGuest { .. }), "{error}");
     }
 
     #[test]

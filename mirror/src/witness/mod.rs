@@ -3,14 +3,25 @@
 //! A witness keeps one record for a guest: the term and who owns it. The only way to change it is an atomic
 //! compare-and-set: whoever names the term that is there gets the next one. So of two sides that lost each other
 //! exactly one goes on, whatever their clocks and links do.
+//!
+//! The term is the fencing token: it only grows, and no term ever has two owners, so whoever compares terms (the standby,
+//! the journal, the witness itself) can tell an old side from the live one. [`Record::revision`] adds one thing for
+//! whoever keeps a token longer than the record lives: if the record is removed, terms begin anew, etcd's revisions do not.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use crate::ids::{Guid, Term};
 
+mod address;
+mod error;
+pub mod etcd;
 pub mod file;
 
+pub use address::{WitnessAccess, WitnessAddress};
+pub use error::{Tried, WitnessError};
+pub use etcd::EtcdWitness;
 pub use file::FileWitness;
 
 /// What the witness holds.
@@ -22,6 +33,10 @@ pub struct Record {
     pub term: Term,
     /// Who has it: a name for people.
     pub owner: String,
+    /// The witness's own count of this change, not part of what is stored: etcd's `mod_revision`, which grows as long
+    /// as the cluster lives; a file's is the term. 0: not stored yet.
+    #[serde(skip)]
+    pub revision: u64,
 }
 
 /// The answer to a claim.
@@ -40,61 +55,8 @@ pub enum Claim {
     Unreachable(String),
 }
 
-/// Why a witness gave no answer.
-#[derive(Debug, Error)]
-pub enum WitnessError {
-    /// The record cannot be read or written.
-    #[error(
-        "witness {witness}: cannot {action}: {source}; check that the storage both sides share is there and writable"
-    )]
-    Storage {
-        /// Which witness.
-        witness: String,
-        /// What was tried.
-        action: &'static str,
-        /// What came of it.
-        source: std::io::Error,
-    },
-    /// Another process has kept the lock for too long.
-    #[error(
-        "witness {witness}: its lock has been held by another process for {waited_ms} ms; if that process hangs, end it"
-    )]
-    Locked {
-        /// Which witness.
-        witness: String,
-        /// How long this side waited.
-        waited_ms: u128,
-    },
-    /// The record is no record.
-    #[error(
-        "witness {witness}: its content is not a record of this program ({reason}); restore it or name another file"
-    )]
-    Damaged {
-        /// Which witness.
-        witness: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The record is of another guest.
-    #[error(
-        "witness {witness} belongs to guest {theirs} (term {term}, owner {owner}), not to {ours}; one witness serves one guest: name another file, or remove this one if that guest is gone"
-    )]
-    OtherGuest {
-        /// Which witness.
-        witness: String,
-        /// The guest it belongs to.
-        theirs: Guid,
-        /// The guest that was asked for.
-        ours: Guid,
-        /// Its term.
-        term: Term,
-        /// Its owner.
-        owner: String,
-    },
-}
-
 /// A keeper of terms.
-pub trait Witness: Send {
+pub trait Witness: fmt::Debug + Send + Sync {
     /// Atomically: if the newest term of `guid` is `expected` (0: there is none yet), makes it `expected + 1`, owned
     /// by `owner`.
     ///
@@ -102,11 +64,11 @@ pub trait Witness: Send {
     /// [`WitnessError`]; the claim may or may not have been recorded, so the claimant must ask again.
     fn claim(&self, guid: Guid, expected: Term, owner: &str) -> Result<Claim, WitnessError>;
 
-    /// The record, if there is one.
+    /// The record of `guid`, if there is one: none older than the last claim that was granted to anybody.
     ///
     /// # Errors
     /// [`WitnessError`].
-    fn read(&self) -> Result<Option<Record>, WitnessError>;
+    fn read(&self, guid: Guid) -> Result<Option<Record>, WitnessError>;
 }
 
 /// The rule of every witness: what a claim on `current` comes to, and the record to store if it is granted.
@@ -120,7 +82,7 @@ pub fn decide(current: Option<&Record>, guid: Guid, expected: Term, owner: &str)
             (Claim::Granted(record.term), None)
         }
         _ if term == expected => {
-            let record = Record { guid, term: expected.next(), owner: owner.into() };
+            let record = Record { guid, term: expected.next(), owner: owner.into(), revision: 0 };
             (Claim::Granted(record.term), Some(record))
         }
         _ => (Claim::Refused { term, owner: current.map_or_else(String::new, |r| r.owner.clone()) }, None),
@@ -134,7 +96,7 @@ mod tests {
     const GUEST: Guid = Guid::from_u128(1);
 
     fn record(term: u64, owner: &str) -> Record {
-        Record { guid: GUEST, term: Term(term), owner: owner.into() }
+        Record { guid: GUEST, term: Term(term), owner: owner.into(), revision: 0 }
     }
 
     #[test]

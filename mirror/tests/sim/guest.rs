@@ -7,6 +7,9 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Pages of the guest.
 pub const PAGES: u64 = 64;
 
+/// Times that a guest can go on elsewhere, and is known to have.
+pub const LIVES: usize = 4;
+
 /// Pages that hold something before the first step; the others are zero and unknown to the hypervisor.
 const POPULATED: u64 = 48;
 
@@ -24,9 +27,9 @@ pub fn mix(a: u64, b: u64, c: u64) -> u64 {
     xxh3_64(&bytes)
 }
 
-/// What is in `page` after it was written in `step` of the first or the second life. Some pages become zero.
-fn fill(page: u64, step: u64, second: bool, into: &mut [u8]) {
-    let number = mix(page, step, u64::from(second));
+/// What is in `page` after it was written in `step` of the so-manieth life. Some pages become zero.
+fn fill(page: u64, step: u64, life: u64, into: &mut [u8]) {
+    let number = mix(page, step, life);
     if number.is_multiple_of(5) {
         into.fill(0);
         return;
@@ -71,9 +74,9 @@ impl Memory {
 pub struct Cpu {
     /// Steps done.
     pub step: u64,
-    /// The second life began after this step: from there on the guest does what it would not have done before, as a
+    /// Its other lives began after these steps: from there on the guest does what it would not have done before, as a
     /// guest does that gets other interrupts and other input.
-    pub turned: u64,
+    pub turned: [u64; LIVES],
     /// Position of its output.
     pub produced: u64,
 }
@@ -81,7 +84,13 @@ pub struct Cpu {
 impl Cpu {
     /// As machine state.
     pub fn save(&self) -> Vec<u8> {
-        [self.step, self.turned, self.produced].iter().flat_map(|word| word.to_le_bytes()).collect()
+        let words = [self.step, self.produced].into_iter().chain(self.turned);
+        words.flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// Which life a step is of.
+    fn life(&self, step: u64) -> u64 {
+        self.turned.iter().filter(|&&turned| step > turned).count() as u64
     }
 
     /// From machine state.
@@ -90,10 +99,9 @@ impl Cpu {
             .chunks_exact(8)
             .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
             .collect();
-        match (words.as_slice(), state.len()) {
-            (&[step, turned, produced], 24) => Some(Self { step, turned, produced }),
-            _ => None,
-        }
+        let [step, produced, turned @ ..] = words.as_slice() else { return None };
+        let whole = state.len() == (2 + LIVES) * 8;
+        Some(Self { step: *step, produced: *produced, turned: turned.try_into().ok().filter(|_| whole)? })
     }
 }
 
@@ -116,15 +124,17 @@ impl Guest {
     pub fn booted(ends_after: u64) -> Self {
         let mut memory = Memory::zeroed();
         for page in 0..POPULATED {
-            fill(page, 0, false, memory.page_mut(page));
+            fill(page, 0, 0, memory.page_mut(page));
         }
-        let cpu = Cpu { step: 0, turned: u64::MAX, produced: 0 };
+        let cpu = Cpu { step: 0, turned: [u64::MAX; LIVES], produced: 0 };
         Self { memory, cpu, paused: false, ends_after, tracking: false, dirty: DirtySet::new(PAGES) }
     }
 
     /// A guest that goes on elsewhere.
     pub fn revived(memory: Memory, mut cpu: Cpu, ends_after: u64) -> Self {
-        cpu.turned = cpu.step;
+        if let Some(next) = cpu.turned.iter_mut().find(|turned| **turned == u64::MAX) {
+            *next = cpu.step;
+        }
         Self { memory, cpu, paused: false, ends_after, tracking: false, dirty: DirtySet::new(PAGES) }
     }
 
@@ -136,16 +146,16 @@ impl Guest {
     /// Does one step and gives what it prints.
     pub fn step(&mut self) -> Vec<u8> {
         self.cpu.step += 1;
-        let Cpu { step, turned, .. } = self.cpu;
-        let second = step > turned;
+        let step = self.cpu.step;
+        let life = self.cpu.life(step);
         for page in written(step) {
-            fill(page, step, second, self.memory.page_mut(page));
+            fill(page, step, life, self.memory.page_mut(page));
             if self.tracking {
                 self.dirty.insert(page);
             }
         }
         let output = match mix(step, 3, 0) % 3 {
-            0 => format!("out {step}{}\n", if second { 'b' } else { 'a' }).into_bytes(),
+            0 => format!("out {step}{}\n", char::from(b'a' + life as u8)).into_bytes(),
             _ => Vec::new(),
         };
         self.cpu.produced += output.len() as u64;
@@ -189,7 +199,7 @@ pub fn wrong_page(memory: &Memory, cpu: &Cpu) -> Option<u64> {
             return false;
         }
         known.insert(page);
-        fill(page, step, step > cpu.turned, &mut right);
+        fill(page, step, cpu.life(step), &mut right);
         memory.page(page) != right.as_slice()
     };
     for step in (1..=cpu.step).rev() {

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use mirror::dirty::DirtySet;
-use mirror::ids::{Epoch, Guid, Term};
+use mirror::ids::{Epoch, Guid, LinkId, Term};
 use mirror::memory::PAGE_SIZE;
-use mirror::primary::{Action, Event, Pacing, Phase, Primary, Settings};
+use mirror::primary::{Action, Event, Pacing, Phase, Primary, Session, Settings};
 use mirror::report::Report;
 use mirror::wire::message::{Body, Commit, Message};
 
@@ -19,6 +19,9 @@ use super::witness::SimWitness;
 
 /// The guest's name.
 pub const GUID: Guid = Guid::from_u128(0x5eed);
+
+/// The primary's link to its standby.
+pub const LINK: LinkId = 0;
 
 /// The primary's first term.
 pub const FIRST: Term = Term(3);
@@ -69,6 +72,8 @@ pub struct Reach<'a> {
 pub struct PrimaryHost {
     /// It has not been killed.
     pub alive: bool,
+    /// The term in which it began to mirror.
+    pub first: Term,
     /// The state machine.
     pub core: Primary,
     /// The guest.
@@ -95,8 +100,12 @@ pub struct PrimaryHost {
     pub frozen: bool,
     /// The guest does not go on after a pause.
     pub standing: bool,
+    /// The guest does not go on until it is known whose it is.
+    pub suspended: bool,
     /// Its guest was told to go on without a mirror.
     pub passed: bool,
+    /// The standby has named a second link.
+    pub has_second_link: bool,
     /// Position after the output of the epoch before.
     output_end: u64,
     actions: Vec<Action>,
@@ -105,16 +114,23 @@ pub struct PrimaryHost {
 impl PrimaryHost {
     /// A primary whose guest ends after so many steps, and whose final pause may cost so much.
     pub fn new(ends_after: u64, pause_budget: Duration, has_witness: bool) -> Self {
+        let console = Console::new(0, Vec::new());
+        Self::of(Guest::booted(ends_after), console, FIRST, pause_budget, has_witness)
+    }
+
+    /// A primary that has run `guest` alone, which is to be mirrored in `term`.
+    pub fn of(guest: Guest, console: Console, term: Term, pause_budget: Duration, has_witness: bool) -> Self {
         let pacing = Pacing { pause_budget, ..Pacing::default() };
         let settings = Settings { pacing, has_witness, ..Settings::default() };
         Self {
             alive: true,
-            core: Primary::new(settings, GUID, FIRST, layout(), b"machine".to_vec()),
-            guest: Guest::booted(ends_after),
-            console: Console::new(0, Vec::new()),
+            first: term,
+            core: Primary::new(settings, GUID, term, layout(), b"machine".to_vec()),
+            guest,
+            console,
             end: End::opened(),
             jobs: VecDeque::new(),
-            answers: VecDeque::from([Event::Connected]),
+            answers: VecDeque::from([Event::Connected { link: LINK }]),
             staged: None,
             dirty: DirtySet::new(PAGES),
             reports: Vec::new(),
@@ -122,10 +138,17 @@ impl PrimaryHost {
             exposed: false,
             frozen: false,
             standing: false,
+            suspended: false,
             passed: false,
+            has_second_link: false,
             output_end: 0,
             actions: Vec::new(),
         }
+    }
+
+    /// The seeding round, counted from 1.
+    pub fn round(&self) -> u32 {
+        self.core.sessions().get(&LINK).map_or(0, Session::round)
     }
 
     /// Does the next thing that was ordered.
@@ -164,7 +187,7 @@ impl PrimaryHost {
                 self.output_end = self.console.produced();
             }
             Job::Resume => {
-                self.guest.paused = self.frozen || self.standing;
+                self.guest.paused = self.frozen || self.standing || self.suspended;
                 self.answers.push_back(Event::Staged { output_end: self.output_end });
             }
         }
@@ -173,16 +196,19 @@ impl PrimaryHost {
 
     fn act(&mut self, action: Action, reach: &mut Reach<'_>) -> Result<(), String> {
         match action {
-            Action::Send { epoch, message } => {
+            Action::Send { epoch, message, .. } => {
                 let stamp = (GUID, self.core.term(), epoch);
                 self.end.outgoing.push_back(Outgoing::Message(stamp, message));
             }
-            Action::StartTracking => {
+            Action::Agree { .. } => {}
+            Action::BeatAt { .. } => self.has_second_link = true,
+            Action::StartTracking { .. } => {
                 self.dirty = self.guest.start_tracking();
-                self.answers.push_back(Event::Tracking { pages: self.dirty.count() });
+                self.answers.push_back(Event::Tracking { link: LINK, pages: self.dirty.count() });
             }
+            Action::Note { .. } => return Err("a standby with new memory has told what it holds".into()),
             Action::StopTracking => self.guest.stop_tracking(),
-            Action::SendRound { round } => {
+            Action::SendRound { round, .. } => {
                 let stamp = (GUID, self.core.term(), Epoch::NONE);
                 let numbers: Vec<u32> = self.dirty.iter().map(|page| page as u32).collect();
                 self.dirty.clear();
@@ -191,9 +217,13 @@ impl PrimaryHost {
                     .extend(numbers.chunks(BATCH).map(|chunk| Outgoing::Live(stamp, chunk.into())));
                 self.end.outgoing.push_back(Outgoing::RoundEnd(stamp, round));
             }
-            Action::Harvest => {
+            Action::Harvest { .. } => {
                 self.guest.harvest(&mut self.dirty);
-                self.answers.push_back(Event::Harvested { pages: self.dirty.count() });
+                self.answers.push_back(Event::Harvested {
+                    link: LINK,
+                    pages: self.dirty.count(),
+                    disks_lag: false,
+                });
             }
             Action::Hold => {
                 self.console.hold();
@@ -208,7 +238,10 @@ impl PrimaryHost {
                     self.jobs.push_front(job);
                 }
             }
-            Action::SendEpoch { epoch } => self.send_epoch((GUID, self.core.term(), epoch))?,
+            Action::SendEpoch { epoch } => {
+                self.send_epoch((GUID, self.core.term(), epoch))?;
+                self.answers.push_back(Event::EpochSent { link: LINK });
+            }
             Action::Release { output_end, .. } => {
                 self.staged = None;
                 self.console.allow(output_end);
@@ -239,11 +272,15 @@ impl PrimaryHost {
             }
             // Until all has left.
             Action::Drain => self.jobs.push_front(Job::Act(Action::Drain)),
+            Action::Suspend => {
+                self.suspended = true;
+                self.guest.paused = true;
+            }
             Action::Resume => {
-                self.standing = false;
+                (self.standing, self.suspended) = (false, false);
                 self.guest.paused = self.frozen;
             }
-            Action::Close => self.end.outgoing.push_back(Outgoing::Close),
+            Action::Close(_) => self.end.outgoing.push_back(Outgoing::Close),
             Action::Report(report) => self.reports.push(report),
         }
         Ok(())
@@ -281,6 +318,10 @@ impl PrimaryHost {
         for piece in staged.state.chunks(16) {
             queue.push_back(Outgoing::Part(stamp, Message::WriteState(piece.into())));
         }
+        // Some epochs have written to disks.
+        if !stamp.2.0.is_multiple_of(3) {
+            queue.push_back(Outgoing::Part(stamp, Message::WriteLog(vec![7; 5])));
+        }
         let mut start = staged.output_start;
         for piece in staged.output.chunks(16) {
             queue.push_back(Outgoing::Part(stamp, Message::WriteOutput { start, bytes: piece.into() }));
@@ -313,7 +354,7 @@ impl PrimaryHost {
             return false;
         }
         let event = match self.end.receive(reach.inward) {
-            Some(Ok((header, Body::Message(message)))) => Event::Received { header, message },
+            Some(Ok((header, Body::Message(message)))) => Event::Received { link: LINK, header, message },
             Some(Ok((_, Body::Pages(_)))) => self.lost("the standby sent pages", reach),
             Some(Err(error)) => self.lost(&error.to_string(), reach),
             None if reach.inward.closed => self.lost("the link was closed", reach),
@@ -326,7 +367,7 @@ impl PrimaryHost {
     /// Closes the link.
     pub fn lost(&mut self, reason: &str, reach: &mut Reach<'_>) -> Event {
         self.end.close(reach.outward);
-        Event::LinkLost { reason: reason.into() }
+        Event::LinkLost { link: LINK, reason: reason.into() }
     }
 
     /// Time passes.
@@ -345,7 +386,11 @@ impl PrimaryHost {
         let Some(sent) = self.end.flush(reach.outward, Some(&self.guest.memory)) else { return false };
         match sent {
             Sent::RoundEnd(pages) => {
-                self.answers.push_back(Event::RoundSent { pages, bytes: pages * PAGE_SIZE as u64 });
+                self.answers.push_back(Event::RoundSent {
+                    link: LINK,
+                    pages,
+                    bytes: pages * PAGE_SIZE as u64,
+                });
             }
             Sent::Commit => self.exposed = true,
             Sent::Closed | Sent::Other => {}
@@ -374,7 +419,7 @@ impl PrimaryHost {
     pub fn drain(&mut self, most: usize, known: Option<u64>, reach: &mut Reach<'_>) -> Result<bool, String> {
         let Some((start, bytes)) = self.console.drain(most) else { return Ok(false) };
         let end = start + bytes.len() as u64;
-        let granted = reach.witness.granted(Side::Primary.name(), FIRST);
+        let granted = reach.witness.granted(Side::Primary.name(), self.first);
         // As long as no commit has left this side, no other side can hold a complete epoch.
         let free = if self.exposed { self.held_from.unwrap_or(0) } else { u64::MAX };
         let most = free.max(known.unwrap_or(0));
@@ -388,6 +433,11 @@ impl PrimaryHost {
         }
         reach.outside.see(start, &bytes)?;
         Ok(true)
+    }
+
+    /// Whether a shell would beat on the second link: as long as there is something to mirror or to decide.
+    pub fn beats(&self) -> bool {
+        self.alive && self.has_second_link && !self.core.phase().is_over()
     }
 
     /// The term in which it is the live side, if it is.

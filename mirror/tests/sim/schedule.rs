@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::Side;
-use super::guest::mix;
+use super::guest::{LIVES, mix};
 use super::witness::Reach;
 use super::world::{Move, Outcome, World};
 
@@ -40,6 +40,8 @@ pub enum Fault {
     Witness(Reach),
     /// The clock jumps.
     Jump(u64),
+    /// What is sent on the second link vanishes from now on, or arrives again.
+    SecondLink(bool),
     /// Not a fault: an operator asks for a switchover.
     Switchover,
     /// Not a fault: an operator wants no standby any longer.
@@ -61,8 +63,12 @@ pub struct Schedule {
     pub pause_budget_us: u64,
     /// Whether there is a witness.
     pub witness: bool,
+    /// Whether there is a second link.
+    pub second_link: bool,
     /// What goes wrong, and after how many thousandths of the moves.
     pub faults: Vec<(u16, Fault)>,
+    /// What goes wrong when the live side mirrors its guest anew, and anew.
+    pub later: Vec<Vec<(u16, Fault)>>,
 }
 
 fn side() -> impl Strategy<Value = Side> {
@@ -86,6 +92,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => (side(), 1_u64..500).prop_map(|(side, ms)| Fault::Timeless(side, ms)),
         2 => reach.prop_map(Fault::Witness),
         1 => (1_u64..400).prop_map(Fault::Jump),
+        1 => any::<bool>().prop_map(Fault::SecondLink),
         3 => Just(Fault::Switchover),
         2 => Just(Fault::Detach),
     ]
@@ -94,18 +101,25 @@ fn fault() -> impl Strategy<Value = Fault> {
 /// Any schedule.
 pub fn schedules() -> impl Strategy<Value = Schedule> {
     let ends_after = prop_oneof![4 => Just(u64::MAX), 1 => 1_u64..400];
-    let faults = vec((0_u16..1000, fault()), 0..7);
+    let faults = || vec((0_u16..1000, fault()), 0..7);
+    let later =
+        prop_oneof![2 => Just(0_usize), 1 => 1..LIVES].prop_flat_map(move |lives| vec(faults(), lives));
     let moves = prop_oneof![500_u16..6000, 500_u16..20_000];
     let budget = prop_oneof![Just(0_u64), Just(10_000)];
-    (any::<u64>(), any::<bool>(), moves, ends_after, budget, prop::bool::weighted(0.9), faults).prop_map(
-        |(seed, protected, moves, ends_after, pause_budget_us, witness, faults)| Schedule {
-            seed,
-            protected,
-            moves,
-            ends_after,
-            pause_budget_us,
-            witness,
-            faults,
+    let links = (prop::bool::weighted(0.9), any::<bool>());
+    (any::<u64>(), any::<bool>(), moves, ends_after, budget, links, faults(), later).prop_map(
+        |(seed, protected, moves, ends_after, pause_budget_us, (witness, second_link), faults, later)| {
+            Schedule {
+                seed,
+                protected,
+                moves,
+                ends_after,
+                pause_budget_us,
+                witness,
+                second_link,
+                faults,
+                later,
+            }
         },
     )
 }
@@ -131,17 +145,39 @@ impl Schedule {
     pub fn run(&self) -> Result<Outcome, String> {
         let new = if self.witness { World::new } else { World::without_witness };
         let mut world = new(self.ends_after, Duration::from_micros(self.pause_budget_us));
+        if self.second_link {
+            world.open_second_link();
+        }
         let mut dice = Dice { seed: self.seed, thrown: 0 };
-        // Some worlds are slow on one side, or have a guest that writes a lot.
-        let (quick, guest) = (1 + dice.below(4), 1 + dice.below(12));
-        let microseconds = 1 + dice.below(120);
         if self.protected {
             world.run_until(20_000, |world| world.primary.core.epoch() != Epoch::NONE)?;
         }
+        self.suffer(&self.faults, &mut world, &mut dice)?;
+        let mut outcome = world.settle()?;
+        for faults in &self.later {
+            let pause_budget = Duration::from_micros(self.pause_budget_us);
+            match world.next_life(outcome, pause_budget)? {
+                Some(next) => world = next,
+                None => break,
+            }
+            if self.second_link {
+                world.open_second_link();
+            }
+            self.suffer(faults, &mut world, &mut dice)?;
+            outcome = world.settle()?;
+        }
+        Ok(outcome)
+    }
+
+    /// Random moves, and what goes wrong meanwhile.
+    fn suffer(&self, faults: &[(u16, Fault)], world: &mut World, dice: &mut Dice) -> Result<(), String> {
+        // Some worlds are slow on one side, or have a guest that writes a lot.
+        let (quick, guest) = (1 + dice.below(4), 1 + dice.below(12));
+        let microseconds = 1 + dice.below(120);
         let due = |at: u16| u64::from(at) * u64::from(self.moves) / 1000;
         for number in 0..u64::from(self.moves) {
-            let now = self.faults.iter().filter(|(at, _)| due(*at) == number);
-            now.for_each(|(_, fault)| fault.strike(&mut world));
+            let now = faults.iter().filter(|(at, _)| due(*at) == number);
+            now.for_each(|(_, fault)| fault.strike(world));
             let step = Move::ALL[dice.below(Move::ALL.len() as u64) as usize];
             if step == Move::Run && dice.below(12) >= guest {
                 continue;
@@ -151,7 +187,7 @@ impl Schedule {
             world.make(side, step)?;
             world.now += Duration::from_micros(dice.below(microseconds));
         }
-        world.settle()
+        Ok(())
     }
 }
 
@@ -189,6 +225,7 @@ impl Fault {
             Self::Timeless(side, ms) => world.timeless[side as usize] = later(ms),
             Self::Witness(reach) => world.witness.reach = reach,
             Self::Jump(ms) => world.now = later(ms),
+            Self::SecondLink(cut) => world.second.cut = cut,
             Self::Switchover => {
                 world.switch_over();
             }

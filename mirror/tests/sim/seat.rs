@@ -56,7 +56,7 @@ impl Seat {
         let mut seat = Self::empty();
         seat.say(1, Message::SpaceRequest { bytes: layout().bytes(), wait: false });
         seat.say(1, allocate());
-        seat.feed(Event::Allocated { machine: Ok(()), witness });
+        seat.feed(Event::Allocated { machine: Ok(Vec::new()), witness });
         seat.say(1, Message::AllocateRead);
         seat
     }
@@ -85,7 +85,7 @@ impl Seat {
     /// A message in a term and an epoch.
     pub fn say_as(&mut self, link: LinkId, term: Term, epoch: Epoch, message: Message) -> Vec<Action> {
         self.sent += 1;
-        if matches!(message, Message::WriteState(_) | Message::WriteOutput { .. }) {
+        if matches!(message, Message::WriteState(_) | Message::WriteLog(_) | Message::WriteOutput { .. }) {
             self.digest.add(self.sent);
         }
         let header = header(Kind::Message, GUID, term, epoch, self.sent);
@@ -141,7 +141,7 @@ impl Seat {
 
 /// A witness that knows the primary.
 pub fn witness() -> WitnessView {
-    WitnessView::Record(Some(Record { guid: GUID, term: FIRST, owner: "primary".into() }))
+    WitnessView::Record(Some(Record { guid: GUID, term: FIRST, owner: "primary".into(), revision: 1 }))
 }
 
 /// The messages among `actions`, with the links they go to.

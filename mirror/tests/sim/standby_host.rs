@@ -7,7 +7,8 @@ use std::time::Duration;
 use mirror::ids::{Epoch, Term};
 use mirror::memory::PAGE_SIZE;
 use mirror::report::Report;
-use mirror::standby::{Action, Event, Phase, Standby, WitnessView};
+use mirror::standby::{Action, Event, HEARTBEAT, Phase, Standby, WitnessView};
+use mirror::wire::header::Kind;
 use mirror::wire::message::{Body, Message};
 use mirror::wire::pages::PageBatch;
 
@@ -16,9 +17,13 @@ use super::console::Console;
 use super::guest::{Cpu, Guest, Memory, wrong_page};
 use super::link::{End, Outgoing};
 use super::primary_host::{GUID, Reach};
+use super::seat::header;
 
-/// The only link.
+/// The mirror's link.
 pub const LINK: u64 = 1;
+
+/// The link on which the primary is heard besides.
+pub const SECOND_LINK: u64 = 2;
 
 /// What is left to do of what was ordered.
 pub enum Job {
@@ -111,13 +116,16 @@ impl StandbyHost {
             Action::Send { .. } | Action::Close(_) => return Err("an unknown link is used".into()),
             Action::Allocate { machine, .. } => {
                 self.memory = Some(Memory::zeroed());
-                let machine = if machine == b"machine" { Ok(()) } else { Err("unknown machine".into()) };
+                let machine =
+                    if machine == b"machine" { Ok(Vec::new()) } else { Err("unknown machine".into()) };
                 let witness = match &reach.witness {
                     witness if witness.absent => WitnessView::None,
                     witness => WitnessView::Record(witness.record.clone()),
                 };
                 self.answers.push_back(Event::Allocated { machine, witness });
             }
+            // Its memory is always new.
+            Action::TellHeld { .. } => {}
             Action::Write(batch) => self.write(&batch, 0, usize::MAX)?,
             Action::Apply(batches) => {
                 self.jobs.push_front(Job::Applied);
@@ -125,6 +133,9 @@ impl StandbyHost {
                     let pages = (0..batch.len()).rev();
                     pages.for_each(|page| self.jobs.push_front(Job::Apply(batch.clone(), page)));
                 }
+            }
+            Action::KeepLog { number, .. } => {
+                self.answers.push_back(Event::LogKept { number, outcome: Ok(()) });
             }
             Action::Prepare { state } => {
                 let sound = Cpu::restore(&state).map(drop).ok_or_else(|| "the state is not whole".to_owned());
@@ -134,7 +145,7 @@ impl StandbyHost {
                 let claim = reach.witness.claim(guid, expected, Side::Standby.name());
                 self.answers.push_back(Event::Claimed(claim));
             }
-            Action::Activate { state, output_start, output } => {
+            Action::Activate { state, output_start, output, .. } => {
                 self.activate(&state, output_start, output, reach)?;
                 self.answers.push_back(Event::Activated(Ok(())));
             }
@@ -202,6 +213,10 @@ impl StandbyHost {
     /// Gives the state machine an event.
     pub fn handle(&mut self, now: Duration, event: Event) {
         self.core.handle(now, event, &mut self.actions);
+        let epoch = self.core.epoch();
+        if epoch != Epoch::NONE && self.committed.is_none_or(|(last, _)| last < epoch) {
+            self.committed = Some((epoch, self.output_end));
+        }
         self.jobs.extend(self.actions.drain(..).map(Job::Act));
     }
 
@@ -232,11 +247,13 @@ impl StandbyHost {
             None => return false,
         };
         self.handle(reach.now, event);
-        let epoch = self.core.epoch();
-        if epoch != Epoch::NONE && self.committed.is_none_or(|(last, _)| last < epoch) {
-            self.committed = Some((epoch, self.output_end));
-        }
         true
+    }
+
+    /// Handles a heartbeat of `term` that came on the second link.
+    pub fn receive_beat(&mut self, now: Duration, term: Term) {
+        let header = header(Kind::Message, GUID, term, Epoch::NONE, 0);
+        self.handle(now, Event::Received { link: SECOND_LINK, header, body: Body::Message(HEARTBEAT) });
     }
 
     /// Closes the link.

@@ -1,10 +1,12 @@
 //! Both sides, the link, the witness and the clock; and the promises, checked after every move.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use mirror::ids::{Epoch, Term};
 use mirror::report::Report;
-use mirror::witness::Record;
+use mirror::standby::Standby;
+use mirror::witness::{Claim, Record};
 use mirror::{primary, standby};
 
 use super::Side;
@@ -64,6 +66,19 @@ const TICK: Duration = Duration::from_millis(5);
 /// Most bytes that leave in one move.
 const DRAIN: usize = 24;
 
+/// Time between two heartbeats on the second link.
+const BEAT: Duration = Duration::from_millis(50);
+
+/// The link on which the standby hears that the primary lives.
+#[derive(Default)]
+pub struct SecondLink {
+    /// What is sent vanishes.
+    pub cut: bool,
+    /// The terms of the heartbeats on their way.
+    beats: VecDeque<Term>,
+    next: Duration,
+}
+
 /// The world.
 pub struct World {
     /// The time.
@@ -86,6 +101,8 @@ pub struct World {
     pub delayed: [Duration; 2],
     /// Until when each side notices no time.
     pub timeless: [Duration; 2],
+    /// The second link, if the standby listens on one.
+    pub second: SecondLink,
     next_tick: [Duration; 2],
     cursor: usize,
     rotations: u64,
@@ -95,7 +112,8 @@ pub struct World {
 impl World {
     /// A world whose guest ends after so many steps. A final pause that may cost nothing makes for many rounds.
     pub fn new(ends_after: u64, pause_budget: Duration) -> Self {
-        let record = Some(Record { guid: GUID, term: FIRST, owner: Side::Primary.name().into() });
+        let record =
+            Some(Record { guid: GUID, term: FIRST, owner: Side::Primary.name().into(), revision: 1 });
         Self {
             now: Duration::from_secs(1),
             primary: PrimaryHost::new(ends_after, pause_budget, true),
@@ -107,6 +125,7 @@ impl World {
             stopped: [Duration::ZERO; 2],
             delayed: [Duration::ZERO; 2],
             timeless: [Duration::ZERO; 2],
+            second: SecondLink::default(),
             next_tick: [Duration::ZERO; 2],
             cursor: 0,
             rotations: 0,
@@ -122,11 +141,49 @@ impl World {
         world
     }
 
+    /// The standby, which nobody has spoken to, listens on a second link.
+    pub fn open_second_link(&mut self) {
+        self.standby.core =
+            Standby::new(Side::Standby.name(), 1 << 30).with_second_link(Some("second".into()));
+    }
+
+    /// What comes after `outcome`: the live side mirrors its guest anew, to a process that knows nothing. `None` if there
+    /// is no guest to be mirrored.
+    ///
+    /// # Errors
+    /// The witness does not know the live side.
+    pub fn next_life(self, outcome: Outcome, pause_budget: Duration) -> Result<Option<Self>, String> {
+        let Self { now, primary, standby, witness, outside, live, .. } = self;
+        let (guest, console, term) = match outcome {
+            Outcome::Active(_) => match standby.guest {
+                Some(guest) => (guest, standby.console, standby.core.term()),
+                None => return Err("the active side has no guest".into()),
+            },
+            Outcome::Solo => (primary.guest, primary.console, primary.core.term()),
+            Outcome::Protected | Outcome::Refused | Outcome::Dead => return Ok(None),
+        };
+        if guest.has_ended() {
+            return Ok(None);
+        }
+        let (has_witness, ends_after) = (!witness.absent, guest.ends_after);
+        let mut next = Self::new(ends_after, pause_budget);
+        (next.now, next.witness, next.outside, next.live) = (now, witness, outside, live);
+        // Without a witness its note of who is live goes on as well.
+        let Claim::Granted(term) = next.witness.claim(GUID, term, Side::Primary.name()) else {
+            return Err(format!(
+                "the live side of term {term} is not the witness's: {:?}",
+                next.witness.record
+            ));
+        };
+        next.primary = PrimaryHost::of(guest, console, term, pause_budget, has_witness);
+        Ok(Some(next))
+    }
+
     /// An operator asks the primary for a switchover. Tells whether it could be asked.
     pub fn switch_over(&mut self) -> bool {
         let able = self.primary.alive && self.primary.jobs.is_empty();
         if able {
-            self.primary.handle(self.now, primary::Event::Switchover);
+            self.primary.handle(self.now, primary::Event::Switchover { to: None });
         }
         able
     }
@@ -206,6 +263,16 @@ impl World {
         {
             return Ok(false);
         }
+        if (side, step) == (Side::Primary, Move::Tick) {
+            self.beat();
+        }
+        if (side, step) == (Side::Standby, Move::Receive)
+            && self.standby.jobs.is_empty()
+            && let Some(term) = self.second.beats.pop_front()
+        {
+            self.standby.receive_beat(self.now, term);
+            return Ok(true);
+        }
         let (now, witness, outside) = (self.now, &mut self.witness, &mut self.outside);
         let done = match side {
             Side::Primary => {
@@ -250,6 +317,17 @@ impl World {
             self.check_live_sides()?;
         }
         Ok(done)
+    }
+
+    /// A shell beats on the second link by a thread of its own.
+    fn beat(&mut self) {
+        let link = &mut self.second;
+        if self.primary.beats() && self.now >= link.next {
+            link.next = self.now + BEAT;
+            if !link.cut {
+                link.beats.push_back(self.primary.core.term());
+            }
+        }
     }
 
     fn check_live_sides(&mut self) -> Result<(), String> {
@@ -298,7 +376,7 @@ impl World {
     /// While seeding the guest dirties less from round to round, so that several rounds are worth their while.
     fn guest_may_run(&self) -> bool {
         if self.primary.core.phase() == primary::Phase::Seeding {
-            let most = [40, 24, 14, 8, 4].get(self.primary.core.round() as usize).copied().unwrap_or(3);
+            let most = [40, 24, 14, 8, 4].get(self.primary.round() as usize).copied().unwrap_or(3);
             return self.primary.guest.dirty().count() < most;
         }
         self.rotations.is_multiple_of(8)
@@ -324,7 +402,7 @@ impl World {
     /// The promise that was broken; that nothing was decided in time is one.
     pub fn settle(&mut self) -> Result<Outcome, String> {
         (self.stopped, self.delayed, self.timeless) = Default::default();
-        (self.to_primary.cut, self.to_standby.cut) = (false, false);
+        (self.to_primary.cut, self.to_standby.cut, self.second.cut) = (false, false, false);
         self.witness.reach = Reach::Answers;
         let since = self.now;
         let started_at = self.primary.core.epoch();
@@ -381,7 +459,7 @@ impl World {
                 _ => Ok(None),
             };
         }
-        if self.witness.granted(Side::Primary.name(), FIRST) || !self.standby.alive {
+        if self.witness.granted(Side::Primary.name(), self.primary.first) || !self.standby.alive {
             return Ok(Some(Outcome::Dead));
         }
         let host = &self.standby;

@@ -1,4 +1,4 @@
-# The world outside of a virtual host: a network namespace in which QEMU's tap, and clients, are. It needs no privileges
+# The world outside of virtual hosts: a network namespace in which QEMU's taps, and clients, are. It needs no privileges
 # where users may have namespaces of their own, and is gone with the last process in it.
 
 readonly client_ip=10.77.0.1 guest_ip=10.77.0.2 host_ip=10.77.0.254
@@ -7,7 +7,7 @@ readonly client_ip=10.77.0.1 guest_ip=10.77.0.2 host_ip=10.77.0.254
 outside_pid=
 enter_outside=()
 
-open_outside() {
+open_world() {
     local new=(unshare --net) enter=(--net)
     if ! "${new[@]}" true 2>/dev/null; then
         new=(unshare --user --map-root-user --net)
@@ -23,6 +23,11 @@ open_outside() {
         sleep 0.01
     done
     outside ip link set lo up
+}
+
+# The world of one virtual host, on tap0.
+open_outside() {
+    open_world
     outside ip tuntap add tap0 mode tap || skip "no tap can be created here (is the kernel module tun there?)"
     outside ip address add "$client_ip/24" dev tap0
     outside ip link set tap0 up
@@ -41,9 +46,27 @@ outside() { "${enter_outside[@]}" "$@"; }
 
 # host COMMANDS: has the virtual host carry out shell commands (host/functions is at hand), and prints their output. Fails if
 # they fail.
-host() {
-    outside curl --silent --show-error --fail-with-body --max-time 120 --data-binary "$1" \
-        "http://$host_ip:7000/cgi-bin/agent" 2>&1
+host() { order "$host_ip" "$1"; }
+# order ADDRESS COMMANDS: the same for a virtual host at ADDRESS.
+order() {
+    outside curl --silent --show-error --fail-with-body --max-time 120 --data-binary "$2" \
+        "http://$1:7000/cgi-bin/agent" 2>&1
+}
+
+# emulation_hangs ORDER...: whether on the virtual host that carries out orders by `ORDER...` something stands still by the emulation's
+# fault (see README.md): a guest runs, and takes no interrupt; or the timer of a processor of the host itself has no interrupts (the
+# kernel's own watchdog sees to it that each has some every four seconds); or the host does not answer at all.
+emulation_hangs() {
+    local before after
+    if ! { before=$("$@" counted) && sleep 6 && after=$("$@" counted); }; then
+        # What a guest's process does keeps no other from answering.
+        ! "$@" true >/dev/null || return 1
+        echo "the host does not answer"
+        return
+    fi
+    awk 'NR == FNR { taken[$1 $2] = $3; exits[$1 $2] = $4; next }
+        ($1 $2) in taken && taken[$1 $2] == $3 && ($1 == "processor" || $4 > exits[$1 $2]) { hangs = 1; print }
+        END { exit !hangs }' <(echo "$before") <(echo "$after")
 }
 
 # guest COMMANDS: has the guest carry out shell commands, and prints what they print.

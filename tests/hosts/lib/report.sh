@@ -39,9 +39,7 @@ report_runs() {
         report_run "$drill" "$name" "$status" "$line" && survived=$((survived + 1))
     done < <(results_of "$dir" "$name")
 
-    while read -r _; do
-        say "$name was run once more: its guest had crashed in the process in which it began (see $dir/console.log)"
-    done < <(results_of "$dir" "$name" | grep -x again)
+    report_repeated "$name" "$dir"
     if [ "$seen" -ne "$wanted" ]; then
         report_missing "$drill" "$name" "$seen of $wanted runs reported, exit status $status; see $dir/console.log"
     elif [ "$survived" -eq "$wanted" ] && [ "$status" != 0 ]; then
@@ -50,6 +48,13 @@ report_runs() {
         return
     fi
     failures=$((failures + 1))
+}
+
+# report_repeated NAME DIRECTORY: says how often a scenario was run once more.
+report_repeated() {
+    while read -r _; do
+        say "$1 was run once more: its guest had crashed (see $2/console.log)"
+    done < <(results_of "$2" "$1" | grep -x again)
 }
 
 # Prints one report; returns whether the guest survived.

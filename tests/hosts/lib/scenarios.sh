@@ -1,31 +1,36 @@
 # The scenarios of the drill "linux": what is done to the guest, and what must hold then. Everything is seen from outside; the
 # virtual host is told what to do by `host`.
 
-# The name of the scenario that runs, and whether its guest, or the virtual host itself, has crashed by the emulation's fault
-# (see README.md): then it is run once more, and must pass as a whole. A guest or a host that crashes again has failed.
+# The name of the scenario that runs, whether its guest, or the virtual host itself, has crashed by the emulation's fault (see
+# README.md), and how often that has happened: then it is run anew, and must pass as a whole. What crashes once more has failed.
 scenario=
 crashed=false
-repeated=false
-host_crashes=0
+crashes=0
+# The virtual host has to be started anew.
+host_lost=false
 
 # since MOMENT: milliseconds since a moment of $EPOCHREALTIME.
 since() { awk -v start="$1" -v now="$EPOCHREALTIME" 'BEGIN { print int((now - start) * 1000) }'; }
 
 # check TEXT COMMAND...: one promise; what the command prints is told if it is broken.
 check() {
-    local text=$1 said
+    local text=$1 said hung
     shift
     ! $crashed || return 1
     if said=$("$@" 2>&1); then
         report_check linux "$scenario" true "$text"
-    elif host_has_crashed && [ "$host_crashes" = 0 ]; then
+    elif [ "$crashes" -lt "$most_crashes" ] && host_has_crashed "$linux_dir"; then
         say "$scenario is run once more: the kernel of the virtual host has crashed (its console: $linux_dir/console.crashed.log)"
-        host_crashes=1
-        crashed=true
+        crashed=true host_lost=true
         return 1
-    elif ! $repeated && { told first ended || told second ended; } | grep -q 'triple fault'; then
+    elif [ "$crashes" -lt "$most_crashes" ] && { told first ended || told second ended; } | grep -q 'triple fault'; then
         say "$scenario is run once more: its guest has crashed ($text)"
         crashed=true
+        return 1
+    elif [ "$crashes" -lt "$most_crashes" ] && hung=$(emulation_hangs host); then
+        say "$scenario is run once more: the virtual host hangs ($text): $hung"
+        kill -9 "$(cat "$linux_dir/pid")"
+        crashed=true host_lost=true
         return 1
     else
         report_check linux "$scenario" false "$text: $(tail -n 3 <<<"$said" | tr '\n' ' ')"
@@ -35,18 +40,15 @@ check() {
 
 # run_scenario NAME: from a new guest's disk to the end of all its processes. What they said stays in $linux_dir/NAME.
 run_scenario() {
-    repeated=false
-    host_crashes=0
+    crashes=0
     run_scenario_once "$1"
-    if $crashed && host_has_crashed; then
-        restart_host || return
+    while $crashed; do
+        crashes=$((crashes + 1))
+        ! $host_lost || restart_host || return
         run_scenario_once "$1"
-    fi
-    if $crashed; then
-        repeated=true
-        run_scenario_once "$1"
-    fi
+    done
 }
+
 run_scenario_once() {
     local side file
     scenario=$1

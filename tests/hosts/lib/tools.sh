@@ -30,17 +30,13 @@ has_static_busybox() {
     command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1
 }
 
-# Installs what is missing, and only then touches the package manager.
+# ensure_tools [PROGRAM=PACKAGE...]: installs what is missing, of these too, and only then touches the package manager.
 ensure_tools() {
-    local missing=()
-    command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
-    command -v qemu-img >/dev/null || missing+=(qemu-utils)
-    command -v cpio >/dev/null || missing+=(cpio)
-    command -v lz4 >/dev/null || missing+=(lz4)
-    command -v mke2fs >/dev/null || missing+=(e2fsprogs)
-    command -v ip >/dev/null || missing+=(iproute2)
-    command -v ping >/dev/null || missing+=(iputils-ping)
-    command -v curl >/dev/null || missing+=(curl)
+    local tool missing=()
+    for tool in qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils cpio=cpio lz4=lz4 mke2fs=e2fsprogs ip=iproute2 \
+        ping=iputils-ping curl=curl "$@"; do
+        command -v "${tool%%=*}" >/dev/null || missing+=("${tool##*=}")
+    done
     has_static_busybox || missing+=(busybox-static)
     [ ${#missing[@]} -eq 0 ] && return
 

@@ -20,6 +20,11 @@ tutorial_script() {
     cat <<'SCRIPT'
 . /lib/drill/functions
 set -e
+# What the terminals showed of the guest's end is what this says itself.
+trap 'cat /tmp/first.err /tmp/second.err >&2' EXIT
+# It may be carried out for the second time.
+finish first
+rm -rf /root /boot
 export HOME=/root
 mkdir -p /root /boot
 ln -s /guest/bzImage "/boot/vmlinuz-$(uname -r)"
@@ -72,8 +77,7 @@ SCRIPT
 # report_tutorial DIRECTORY
 report_tutorial() {
     local status=none text
-    ! results_of "$1" tutorial | grep -qx again ||
-        say "the tutorial was carried out once more: its guest had crashed (see $1/console.log)"
+    report_repeated tutorial "$1"
     read -r status text < <(results_of "$1" tutorial | tail -n 1) || true
     if [ "$status" = 0 ]; then
         report_check one-host tutorial true "$text"

@@ -1,16 +1,19 @@
-//! What a virtual host of the drills needs beyond busybox: taps with several queues, and requests to the API.
+//! What a virtual host of the drills needs beyond busybox: taps with several queues, requests to the API, and its time.
 
 use std::fs::OpenOptions;
 use std::io;
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::ExitCode;
 
+use mirror::report::monotonic_us;
 use rustix::ioctl::{IntegerSetter, Setter, ioctl};
 use tests::http;
 
 const USAGE: &str =
     "usage: virtual-host tap NAME                            creates a tap with several queues, for good
-       virtual-host request SOCKET METHOD RESOURCE BODY   sends a request, and prints the answer's body";
+       virtual-host request SOCKET METHOD RESOURCE BODY   sends a request, and prints the answer's body
+       virtual-host clock ADDRESS                         tells the microseconds of its clock to whoever asks by UDP";
 
 const TUNSETIFF: u32 = 0x4004_54ca;
 const TUNSETPERSIST: u32 = 0x4004_54cb;
@@ -51,12 +54,25 @@ fn request(socket: &str, method: &str, resource: &str, body: &str) -> io::Result
     Ok(())
 }
 
+/// Answers each question of 8 bytes with the same and the time.
+fn tell_time(address: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind(address)?;
+    loop {
+        let mut answer = [0; 16];
+        let (8, asker) = socket.recv_from(&mut answer[..8])? else { continue };
+        answer[8..].copy_from_slice(&monotonic_us().to_le_bytes());
+        // Who has gone asks no more.
+        let _ = socket.send_to(&answer, asker);
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
         ["tap", name] => create_tap(name),
         ["request", socket, method, resource, body] => request(socket, method, resource, body),
+        ["clock", address] => tell_time(address),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

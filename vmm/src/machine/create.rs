@@ -20,7 +20,7 @@ use crate::dirty;
 use crate::exit::ExitHandle;
 use crate::host::{Host, HostError};
 use crate::kick::Kick;
-use crate::memory::{self, Memory, MemoryError, Slots};
+use crate::memory::{self, KeptMemory, Memory, MemoryError, Slots};
 use crate::msrs::{MsrBuffer, MsrError};
 use crate::platform::{DevicesCapture, Platform, PlatformError};
 use crate::processor::Processor;
@@ -104,19 +104,23 @@ impl Machine {
         config: &MachineConfig,
         console: Arc<Console>,
     ) -> Result<Self, CreateError> {
-        Self::create_with_exit(host, config, console, ExitHandle::default())
+        config.check()?;
+        let memory = Memory::new(memory::layout(config.mem_size_mib)?, config.huge_pages)?;
+        Self::create_in(host, config, console, memory)
     }
 
-    /// As [`Self::create_on`]; the end of its run is told to `exit`.
-    pub(crate) fn create_with_exit(
+    /// As [`Self::create_on`], with memory as it was left by a guest that is no more.
+    ///
+    /// # Errors
+    /// [`CreateError`]
+    pub(crate) fn create_with(
         host: &Host,
         config: &MachineConfig,
         console: Arc<Console>,
-        exit: ExitHandle,
+        memory: KeptMemory,
     ) -> Result<Self, CreateError> {
         config.check()?;
-        let memory = Memory::new(memory::layout(config.mem_size_mib)?, config.huge_pages)?;
-        Self::create_in(host, config, console, exit, memory)
+        Self::create_in(host, config, console, Memory::on(memory)?)
     }
 
     /// As [`Self::create_on`], with `memory`, which is laid out as `config` says.
@@ -124,7 +128,6 @@ impl Machine {
         host: &Host,
         config: &MachineConfig,
         console: Arc<Console>,
-        exit: ExitHandle,
         memory: Memory,
     ) -> Result<Self, CreateError> {
         config.check()?;
@@ -141,7 +144,7 @@ impl Machine {
             platform,
             console,
             ram: Arc::clone(memory.ram()),
-            exit,
+            exit: ExitHandle::default(),
             tsc_control: host.tsc_control(),
             exits: ExitCounters::default(),
             pager: memory.pager().cloned(),

@@ -95,11 +95,15 @@ impl Gate {
     }
 }
 
+/// Who is told that a device has output that waits.
+type Listener = Arc<Mutex<Option<Box<dyn Fn() + Send + Sync>>>>;
+
 /// The running loop; it ends when this is dropped.
 pub(crate) struct DeviceLoop {
     gate: Arc<Gate>,
     wake: EventFd,
     stopped: Arc<AtomicBool>,
+    listener: Listener,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -111,16 +115,19 @@ impl DeviceLoop {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let mut manager = EventManager::<Served>::new()?;
         let unwatched = Arc::new(Mutex::new(None));
+        let listener = Listener::default();
         for slot in slots {
             manager.add_subscriber(Served {
                 what: What::Device(slot.clone()),
                 gate: Arc::clone(&gate),
+                listener: Arc::clone(&listener),
                 unwatched: Arc::clone(&unwatched),
             });
         }
         manager.add_subscriber(Served {
             what: What::All(slots.into(), wake.try_clone()?, Arc::clone(&stopped)),
             gate: Arc::clone(&gate),
+            listener: Arc::clone(&listener),
             unwatched: Arc::clone(&unwatched),
         });
         if let Some(what) = *unwatched.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -130,7 +137,7 @@ impl DeviceLoop {
         let thread = thread::Builder::new()
             .name("devices".into())
             .spawn(move || while !ended.load(Ordering::Acquire) && manager.run().is_ok() {})?;
-        Ok(Self { gate, wake, stopped, thread: Some(thread) })
+        Ok(Self { gate, wake, stopped, listener, thread: Some(thread) })
     }
 
     /// Returns when no device works any more, nor will until [`Self::open`].
@@ -146,6 +153,11 @@ impl DeviceLoop {
     /// Lets the devices work.
     pub(crate) fn open(&self) {
         self.gate.open();
+    }
+
+    /// From now on `tell` is called after a device has worked whose output waits.
+    pub(crate) fn tell_of_output(&self, tell: Box<dyn Fn() + Send + Sync>) {
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
     }
 
     /// Lets every device look at its queues and carry out what it may, soon.
@@ -177,6 +189,7 @@ enum What {
 struct Served {
     what: What,
     gate: Arc<Gate>,
+    listener: Listener,
     unwatched: Arc<Mutex<Option<&'static str>>>,
 }
 
@@ -204,13 +217,25 @@ impl Served {
             }
         }
     }
+
+    /// Whether a device that has just worked has output that waits.
+    fn output_waits(&self) -> bool {
+        match &self.what {
+            What::Device(slot) => slot.output_waits(),
+            What::All(slots, ..) => slots.iter().any(VirtioSlot::output_waits),
+        }
+    }
 }
 
 impl MutEventSubscriber for Served {
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
         self.gate.enter();
         self.serve(events);
+        let waits = self.output_waits();
         self.gate.leave();
+        if waits && let Some(tell) = &*self.listener.lock().unwrap_or_else(PoisonError::into_inner) {
+            tell();
+        }
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {

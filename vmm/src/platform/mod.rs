@@ -13,6 +13,7 @@ use devices::metadata::Metadata;
 use devices::power_switch::{POWER_SWITCH_LEN, PowerSwitch, SLEEP_CONTROL_PORT};
 use devices::serial::{SERIAL_IRQ, SERIAL_LEN, SERIAL_PORT};
 use devices::virtio::VirtioState;
+use devices::virtio::block::replica::{KeepError, Keeper};
 use devices::{Bus, BusError, ExitPort, I8042, I8042State, Serial, SerialState};
 use kvm_ioctls::VmFd;
 use mirror::console::Console;
@@ -42,6 +43,9 @@ pub enum PlatformError {
     /// A virtio device cannot be put into the machine.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// What a standby has kept of its disks.
+    #[error(transparent)]
+    Disks(#[from] KeepError),
 }
 
 /// Where the state of the devices is captured to.
@@ -94,6 +98,8 @@ pub(crate) struct Platform {
     pub(crate) serial: Arc<Mutex<SerialPort>>,
     pub(crate) keyboard: Arc<Mutex<KeyboardController>>,
     pub(crate) virtio: VirtioDevices,
+    /// Keeps what a primary elsewhere writes to the replicated disks.
+    pub(crate) keeper: Keeper,
     /// What the guest can read of the metadata service.
     pub(crate) metadata: Metadata,
     /// The end that the guest has asked for.
@@ -132,7 +138,8 @@ impl Platform {
         let metadata = Metadata::default();
         let list = build::devices(config, returned, &metadata)?;
         let virtio = VirtioDevices::attach(list, ram, vm, &mut mmio)?;
-        Ok(Self { pio, mmio, serial, keyboard, virtio, metadata, request })
+        let keeper = Keeper::open(virtio.replicas())?;
+        Ok(Self { pio, mmio, serial, keyboard, virtio, keeper, metadata, request })
     }
 
     /// The end that the guest has asked for since the last call.

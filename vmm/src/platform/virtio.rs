@@ -3,6 +3,9 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use devices::virtio::block::Block;
+use devices::virtio::block::fence::Fences;
+use devices::virtio::block::replica::Replicas;
 use devices::virtio::{
     GuestRam, Interrupt, OutputPolicy, RestoreError, VirtioDevice, VirtioMmio, VirtioSlot, VirtioState,
     transport,
@@ -77,6 +80,10 @@ pub enum AttachError {
 pub(crate) struct VirtioDevices {
     windows: Vec<Arc<Mutex<VirtioMmio>>>,
     slots: Vec<VirtioSlot>,
+    /// What belongs to the replicated disks among them.
+    replicas: Replicas,
+    /// Those of the shared disks among them.
+    fences: Arc<Fences>,
     /// None without devices.
     served: Option<DeviceLoop>,
 }
@@ -102,8 +109,14 @@ impl VirtioDevices {
             windows.push(registers);
             slots.push(slot);
         }
+        let replica = |slot: &VirtioSlot| slot.with_device(|disk: &mut Block| disk.replica().cloned());
+        let replicas = slots.iter().filter_map(replica).flatten().collect();
+        let mut fences = Fences::default();
+        for slot in &slots {
+            let _ = slot.with_device(|disk: &mut Block| fences.add(disk));
+        }
         let served = if slots.is_empty() { None } else { Some(DeviceLoop::start(&slots)?) };
-        Ok(Self { windows, slots, served })
+        Ok(Self { windows, slots, replicas, fences: Arc::new(fences), served })
     }
 
     /// Where the guest finds them.
@@ -114,6 +127,23 @@ impl VirtioDevices {
     /// The devices, in their order.
     pub(crate) fn slots(&self) -> &[VirtioSlot] {
         &self.slots
+    }
+
+    /// What belongs to the replicated disks.
+    pub(crate) fn replicas(&self) -> &Replicas {
+        &self.replicas
+    }
+
+    /// The fences of the shared disks.
+    pub(crate) fn fences(&self) -> &Arc<Fences> {
+        &self.fences
+    }
+
+    /// What is written to shared disks is durable before it is completed, until output is passed again.
+    pub(crate) fn write_through(&self) {
+        for slot in &self.slots {
+            let _ = slot.with_device(Block::write_through);
+        }
     }
 
     /// Returns when no device works any more.
@@ -173,6 +203,13 @@ impl VirtioDevices {
     /// Whether output waits that no save knows of.
     pub(crate) fn output_waits(&self) -> bool {
         self.slots.iter().any(VirtioSlot::output_waits)
+    }
+
+    /// From now on `tell` is called when a device has such output.
+    pub(crate) fn tell_of_output(&self, tell: Box<dyn Fn() + Send + Sync>) {
+        if let Some(served) = &self.served {
+            served.tell_of_output(tell);
+        }
     }
 
     /// Changes the device at `index`, which is a `D`, and lets it go on; `None` if there is no such device.

@@ -17,7 +17,6 @@ use super::take::{Progress, SnapshotError, SnapshotTracking};
 use super::{FileError, Identity};
 use crate::config::{HostResources, MachineConfig, UnknownDevice};
 use crate::dirty;
-use crate::exit::ExitHandle;
 use crate::host::Host;
 use crate::machine::{CreateError, Machine, MachineError};
 use crate::memory::{self, Memory};
@@ -227,11 +226,12 @@ impl Machine {
                 memory = memory.provided_by(pager);
             }
         }
-        let mut machine = Self::create_in(host, &config, console, ExitHandle::default(), memory)?;
+        let mut machine = Self::create_in(host, &config, console, memory)?;
         let missing = last.processor.missing_in(&machine.processor());
         if !missing.is_empty() {
             return Err(RestoreError::Processor(missing));
         }
+        machine.check_disks()?;
         machine.restore(&last.state)?;
         machine.rely_on_pager().map_err(MachineError::from)?;
         if config.track_dirty_pages {

@@ -5,10 +5,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
-use super::{Body, Shared, ask, fault};
+use super::{Body, MaybeBody, Shared, ask, fault};
 use crate::config::{MirrorSection, MirrorUpdate};
 use crate::server::Request;
-use crate::server::types::{Fault, MirrorStatus, Switchover};
+use crate::server::types::{Fault, MirrorStatus, Switchover, SwitchoverOrder};
 
 /// How the mirror is, as the side sees it that is asked
 #[utoipa::path(get, path = "/mirror", tag = "mirror", responses((status = 200, body = MirrorStatus), (status = 404, body = Fault)))]
@@ -39,9 +39,12 @@ pub(super) async fn detach(State(instance): Shared) -> Response {
 }
 
 /// Let the standby run the guest from now on, with nothing lost; asked of the primary
-#[utoipa::path(put, path = "/mirror/switchover", tag = "mirror", responses((status = 200, body = Switchover), (status = 400, body = Fault)))]
-pub(super) async fn switchover(State(instance): Shared) -> Response {
-    match tokio::task::spawn_blocking(move || instance.switchover()).await {
+#[utoipa::path(put, path = "/mirror/switchover", tag = "mirror", request_body = Option<SwitchoverOrder>, responses((status = 200, body = Switchover), (status = 400, body = Fault)))]
+pub(super) async fn switchover(
+    State(instance): Shared,
+    MaybeBody(SwitchoverOrder { to }): MaybeBody<SwitchoverOrder>,
+) -> Response {
+    match tokio::task::spawn_blocking(move || instance.switchover(to)).await {
         Ok(Ok(pause)) => Json(Switchover { pause_us: pause.as_micros() as u64 }).into_response(),
         Ok(Err(reason)) => fault(format!("The guest was not handed over: {reason}.")),
         Err(error) => fault(format!("The request was not carried out: {error}.")),

@@ -146,29 +146,47 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Response;
 
     async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
-        let bytes = axum::body::Bytes::from_request(request, state)
-            .await
-            .map_err(|problem| fault(format!("The body of the request cannot be read: {problem}.")))?;
-        // What reads an object takes its fields in a list, too; no client means that.
-        if bytes.trim_ascii_start().starts_with(b"[") {
-            return Err(fault(
-                "An error occurred when deserializing the json body of a request: it is a list; send an object.",
-            ));
-        }
-        let mut json = serde_json::Deserializer::from_slice(&bytes);
-        let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let path = error.path().to_string();
-            let field = if path == "." { String::new() } else { format!("{path}: ") };
-            fault(format!(
-                "An error occurred when deserializing the json body of a request: {field}{}.",
-                error.into_inner()
-            ))
-        })?;
-        json.end().map_err(|error| {
-            fault(format!("An error occurred when deserializing the json body of a request: {error}."))
-        })?;
-        Ok(Self(parsed))
+        parse(&read(request, state).await?).map(Self).map_err(fault)
     }
+}
+
+/// As [`Body`], where none means what is said by default.
+struct MaybeBody<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for MaybeBody<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
+        let bytes = read(request, state).await?;
+        if bytes.is_empty() { Ok(Self(T::default())) } else { parse(&bytes).map(Self).map_err(fault) }
+    }
+}
+
+async fn read<S: Send + Sync>(
+    request: axum::extract::Request,
+    state: &S,
+) -> Result<axum::body::Bytes, Response> {
+    axum::body::Bytes::from_request(request, state)
+        .await
+        .map_err(|problem| fault(format!("The body of the request cannot be read: {problem}.")))
+}
+
+/// What is wrong with a body is a sentence.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let wrong =
+        |what: String| format!("An error occurred when deserializing the json body of a request: {what}.");
+    // What reads an object takes its fields in a list, too; no client means that.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(wrong("it is a list; send an object".into()));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { String::new() } else { format!("{path}: ") };
+        wrong(format!("{field}{}", error.into_inner()))
+    })?;
+    json.end().map_err(|error| wrong(error.to_string()))?;
+    Ok(parsed)
 }
 
 /// The name in a path.

@@ -1,6 +1,7 @@
 //! What a block device is made from.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,49 @@ pub struct BlockConfig {
     pub engine: EngineKind,
     /// Limits on what the guest reads and writes.
     pub limits: Option<RateLimiterConfig>,
+    /// Which image the standby of a mirrored guest has.
+    pub replication: Replication,
+}
+
+/// Which image the standby of a mirrored guest has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Replication {
+    /// The same: it lies where both sides reach it, behind a fence.
+    Shared(FenceConfig),
+    /// One of its own, which is made and kept equal.
+    Replicated,
+}
+
+impl Default for Replication {
+    fn default() -> Self {
+        Self::Shared(FenceConfig::default())
+    }
+}
+
+/// What keeps a side that has lost its guest from writing to an image that both sides reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FenceConfig {
+    /// A lock on the image, which a new owner takes over, if need be by killing the old one.
+    #[default]
+    Lock,
+    /// A watchdog of the host, whose time a new owner waits out.
+    Watchdog(WatchdogConfig),
+}
+
+/// A watchdog device, which resets its host when it is not petted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchdogConfig {
+    /// Where it is, on each host.
+    pub device: PathBuf,
+    /// Seconds after which it resets the host.
+    pub timeout_s: u32,
+}
+
+impl WatchdogConfig {
+    /// The time after which it resets the host.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_s.into())
+    }
 }
 
 /// The format of an image.

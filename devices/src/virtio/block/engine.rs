@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use io_uring::{IoUring, opcode, types};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::image::{Image, vectors, whole, zeroing};
+use super::image::{Image, vectors, whole, write_flags, zeroing};
 use super::request::Operation;
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
@@ -18,6 +18,10 @@ use crate::virtio::iovec::IoVecs;
 pub(super) struct Job {
     pub(super) operation: Operation,
     pub(super) chain: Chain,
+    /// What is written, if it is to be a copy of what the guest's memory holds; empty otherwise.
+    pub(super) bytes: Vec<u8>,
+    /// It has been carried out, and is being made durable.
+    pub(super) synced: bool,
 }
 
 /// A request that has come to its end.
@@ -49,6 +53,8 @@ pub(super) struct Ring {
     finished: EventFd,
     /// By number, which io_uring carries along.
     under_way: Vec<Option<(Job, Option<IoVecs>)>>,
+    /// Zeros that are there and are to be made durable.
+    to_sync: Vec<usize>,
     free: Vec<usize>,
     done: VecDeque<Done>,
 }
@@ -59,7 +65,9 @@ impl Ring {
     /// # Errors
     /// The kernel has no io_uring for this process.
     pub(super) fn new(image: &Arc<Image>, depth: u16, finished: &EventFd) -> io::Result<Option<Self>> {
-        let Image::Raw(file) = &**image else { return Ok(None) };
+        if !image.is_raw() {
+            return Ok(None);
+        }
         let ring = IoUring::new(u32::from(depth))?;
         let mut probe = io_uring::Probe::new();
         ring.submitter().register_probe(&mut probe)?;
@@ -72,10 +80,11 @@ impl Ring {
         ring.submitter().register_eventfd(finished.as_raw_fd())?;
         Ok(Some(Self {
             uring: ring,
-            fd: file.as_raw_fd(),
+            fd: image.file().as_raw_fd(),
             image: Arc::clone(image),
             finished,
             under_way: (0..depth).map(|_| None).collect(),
+            to_sync: Vec::new(),
             free: (0..usize::from(depth)).collect(),
             done: VecDeque::new(),
         }))
@@ -84,9 +93,16 @@ impl Ring {
     fn reap(&mut self) {
         for completion in self.uring.completion() {
             let number = completion.user_data() as usize;
-            let Some((job, vectors)) = self.under_way.get_mut(number).and_then(Option::take) else {
+            let Some((mut job, vectors)) = self.under_way.get_mut(number).and_then(Option::take) else {
                 continue;
             };
+            let zeros = matches!(job.operation, Operation::Zero { .. });
+            if zeros && completion.result() >= 0 && self.image.writes_through() && !job.synced {
+                job.synced = true;
+                self.under_way[number] = Some((job, None));
+                self.to_sync.push(number);
+                continue;
+            }
             self.free.push(number);
             let result = match (completion.result(), job.operation) {
                 (errno @ ..0, _) => Err(io::Error::from_raw_os_error(-errno)),
@@ -100,6 +116,23 @@ impl Ring {
                 _ => Ok(()),
             };
             self.done.push_back(Done { job, result });
+        }
+        while let Some(number) = self.to_sync.pop() {
+            let fsync = opcode::Fsync::new(types::Fd(self.fd)).flags(types::FsyncFlags::DATASYNC).build();
+            self.push(number, &fsync.user_data(number as u64));
+        }
+    }
+
+    /// Hands over `entry` of request `number`.
+    fn push(&mut self, number: usize, entry: &io_uring::squeue::Entry) {
+        // SAFETY: descriptor, vectors and the memory they lead to are kept in `under_way` until the request has completed
+        // (also when this is dropped, which waits).
+        let pushed = unsafe { self.uring.submission().push(entry) };
+        if pushed.is_err()
+            && let Some((job, _)) = self.under_way[number].take()
+        {
+            self.free.push(number);
+            self.done.push_back(Done { job, result: Err(io::ErrorKind::ResourceBusy.into()) });
         }
     }
 }
@@ -117,22 +150,17 @@ impl Engine for Ring {
         let fd = types::Fd(self.fd);
         let entry = match job.operation {
             Operation::Read { at, .. } => opcode::Readv::new(fd, pointer, count).offset(at).build(),
-            Operation::Write { at, .. } => opcode::Writev::new(fd, pointer, count).offset(at).build(),
+            Operation::Write { at, .. } => {
+                let flags = write_flags(self.image.writes_through());
+                opcode::Writev::new(fd, pointer, count).offset(at).rw_flags(flags).build()
+            }
             Operation::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             Operation::Discard { at, len } => fallocate_entry(fd, at, len, true),
             Operation::Zero { at, len, unmap } => fallocate_entry(fd, at, len, unmap),
         };
         let entry = entry.user_data(number as u64);
         self.under_way[number] = Some((job, vectors));
-        // SAFETY: descriptor, vectors and the memory they lead to are kept in `under_way` until the request has completed
-        // (also when this is dropped, which waits).
-        let pushed = unsafe { self.uring.submission().push(&entry) };
-        if pushed.is_err()
-            && let Some((job, _)) = self.under_way[number].take()
-        {
-            self.free.push(number);
-            self.done.push_back(Done { job, result: Err(io::ErrorKind::ResourceBusy.into()) });
-        }
+        self.push(number, &entry);
     }
 
     fn begin(&mut self) {

@@ -4,7 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
@@ -49,14 +50,22 @@ pub enum ImageError {
 }
 
 /// An open image.
-pub(super) enum Image {
-    Raw(File),
-    /// One request at a time: its tables are shared.
+pub(super) struct Image {
+    format: Format,
+    file: Arc<File>,
+    /// What was written is on stable storage before it counts as done.
+    write_through: AtomicBool,
+}
+
+enum Format {
+    /// The file has the bytes of the disk.
+    Raw,
+    /// One request at a time: its tables are shared. It has opened the file once more.
     Qcow2(Box<Mutex<FormatAccess<imago::file::File>>>),
 }
 
 impl Image {
-    /// Opens the image at `path`. Both sides of a mirrored guest have a shared image open, so none locks it.
+    /// Opens the image at `path`. Both sides of a mirrored guest have a shared image open; see [`super::fence`].
     pub(super) fn open(path: &Path, format: ImageFormat, writable: bool) -> Result<Self, ImageError> {
         let failed = |cause| ImageError::Open { path: path.into(), writable, cause };
         let mut file = OpenOptions::new().read(true).write(writable).open(path).map_err(failed)?;
@@ -73,42 +82,69 @@ impl Image {
                 read == magic.len() && magic == QCOW2_MAGIC
             }
         };
+        let (file, write_through) = (Arc::new(file), AtomicBool::new(false));
         if !is_qcow2 {
-            return Ok(Self::Raw(file));
+            return Ok(Self { format: Format::Raw, file, write_through });
         }
         let image = Qcow2::<imago::file::File>::builder_path(path)
             .write(writable)
             .open(PermissiveImplicitOpenGate::default())
             .map_err(failed)?;
-        Ok(Self::Qcow2(Box::new(Mutex::new(FormatAccess::new(image)))))
+        let format = Format::Qcow2(Box::new(Mutex::new(FormatAccess::new(image))));
+        Ok(Self { format, file, write_through })
     }
 
     /// Length in bytes.
     pub(super) fn len(&self) -> io::Result<u64> {
-        match self {
-            Self::Raw(file) => (&*file).seek(SeekFrom::End(0)),
-            Self::Qcow2(image) => Ok(locked(image).size()),
+        match &self.format {
+            Format::Raw => (&*self.file).seek(SeekFrom::End(0)),
+            Format::Qcow2(image) => Ok(locked(image).size()),
         }
+    }
+
+    /// The open file; of a raw image the very one through which it is written to.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Whether the file has the bytes of the disk.
+    pub(super) fn is_raw(&self) -> bool {
+        matches!(self.format, Format::Raw)
+    }
+
+    /// From now on what is written is on stable storage before it counts as done, or no longer so.
+    pub(super) fn set_write_through(&self, write_through: bool) {
+        self.write_through.store(write_through, Ordering::Release);
+    }
+
+    /// Whether what is written is on stable storage before it counts as done.
+    pub(super) fn writes_through(&self) -> bool {
+        self.write_through.load(Ordering::Acquire)
     }
 
     /// Carries out `operation` on the bytes of `chain`, in the calling thread.
     pub(super) fn carry_out(&self, operation: Operation, chain: &Chain) -> io::Result<()> {
-        match self {
-            Self::Raw(file) => raw(file, operation, chain),
-            Self::Qcow2(image) => qcow2(&mut locked(image), operation, chain),
+        let through = self.writes_through();
+        match &self.format {
+            Format::Raw => raw(&self.file, operation, chain, through),
+            Format::Qcow2(image) => {
+                let mut image = locked(image);
+                qcow2(&mut image, operation, chain)?;
+                if through && operation.changes_the_image() { image.sync() } else { Ok(()) }
+            }
         }
     }
 
     /// Whether what was read of the image when it was opened becomes wrong when somebody else writes to it.
     pub(super) fn remembers(&self) -> bool {
-        matches!(self, Self::Qcow2(_))
+        !self.is_raw()
     }
 
     /// How many requests can be carried out at once with use.
     pub(super) fn parallelism(&self) -> usize {
-        match self {
-            Self::Raw(_) => 4,
-            Self::Qcow2(_) => 1,
+        match self.format {
+            Format::Raw => 4,
+            Format::Qcow2(_) => 1,
         }
     }
 }
@@ -133,7 +169,12 @@ pub(super) fn zeroing(unmap: bool) -> FallocateFlags {
     how | FallocateFlags::KEEP_SIZE
 }
 
-fn raw(file: &File, operation: Operation, chain: &Chain) -> io::Result<()> {
+/// How a write is to be carried out (pwritev2(2)).
+pub(super) fn write_flags(through: bool) -> libc::c_int {
+    if through { libc::RWF_DSYNC } else { 0 }
+}
+
+fn raw(file: &File, operation: Operation, chain: &Chain, through: bool) -> io::Result<()> {
     match operation {
         Operation::Read { at, len } => {
             let vectors = IoVecs::writable(chain, 0, len);
@@ -148,13 +189,18 @@ fn raw(file: &File, operation: Operation, chain: &Chain) -> io::Result<()> {
             let vectors = IoVecs::readable(chain, 16, len);
             let count = vector_call(&vectors, |pointer, count| {
                 // SAFETY: as above; the kernel only reads.
-                unsafe { libc::pwritev(file.as_raw_fd(), pointer, count, at as libc::off_t) }
+                unsafe {
+                    libc::pwritev2(file.as_raw_fd(), pointer, count, at as libc::off_t, write_flags(through))
+                }
             })?;
             whole(count, len)
         }
         Operation::Flush => Ok(fdatasync(file)?),
         Operation::Discard { at, len } => Ok(fallocate(file, zeroing(true), at, len)?),
-        Operation::Zero { at, len, unmap } => Ok(fallocate(file, zeroing(unmap), at, len)?),
+        Operation::Zero { at, len, unmap } => {
+            fallocate(file, zeroing(unmap), at, len)?;
+            if through { Ok(fdatasync(file)?) } else { Ok(()) }
+        }
     }
 }
 

@@ -6,10 +6,14 @@
 //! over carries them out again, from the same memory and therefore with the same bytes. A flush covers what was completed
 //! before it (virtio 1.2, 5.2.6.2), all of which the image has by then; so it need not wait for an epoch. A read that
 //! runs beside a write of the same sectors has no order with it by virtio either.
+//!
+//! On a replicated disk, of which each side has its own image, nothing is held: see [`replica`].
 
 pub mod config;
 mod engine;
+pub mod fence;
 mod image;
+pub mod replica;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -25,16 +29,17 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-pub use config::{BlockConfig, CacheType, EngineKind, ImageFormat};
+pub use config::{BlockConfig, CacheType, EngineKind, FenceConfig, ImageFormat, Replication, WatchdogConfig};
 pub use image::ImageError;
 
 use self::engine::{Done, Engine, Job, Pool, Ring};
 use self::image::Image;
+use self::replica::{MAX_WRITE, Replica, ReplicaError, Replicating, SIZE_MAX};
 use self::request::{ID_LEN, Limits, MAX_SPAN, Operation, Request, SECTOR, Status};
 use super::chain::Chain;
 use super::counters::{BlockCounters, DeviceCounters};
@@ -88,6 +93,26 @@ pub enum BlockError {
         /// The drive's name.
         id: String,
     },
+    /// What belongs to a replicated drive.
+    #[error("drive {id}: {cause}")]
+    Replica {
+        /// The drive's name.
+        id: String,
+        /// What is wrong with it.
+        cause: ReplicaError,
+    },
+    /// Images of other formats have tables that a log of writes does not lead through.
+    #[error("drive {id}: only raw images can be replicated; convert it: qemu-img convert -O raw IMAGE RAW")]
+    ReplicatedFormat {
+        /// The drive's name.
+        id: String,
+    },
+    /// The standby would go on with the old one.
+    #[error("drive {id}: a replicated drive keeps its image while the guest runs")]
+    ReplicatedImage {
+        /// The drive's name.
+        id: String,
+    },
 }
 
 /// A virtio disk.
@@ -98,8 +123,7 @@ pub struct Block {
     features: u64,
     config: [u8; CONFIG_LEN],
     engine: Box<dyn Engine>,
-    /// Whether the image has to be opened again when somebody else has written to it.
-    remembers: bool,
+    image: Arc<Image>,
     /// Counts what the engine has carried out.
     finished: EventFd,
     /// Requests that change the image and wait for their epoch.
@@ -111,6 +135,7 @@ pub struct Block {
     done: VecDeque<Done>,
     limiter: RateLimiter,
     counters: Arc<BlockCounters>,
+    replica: Option<Arc<Replica>>,
 }
 
 impl Block {
@@ -124,14 +149,29 @@ impl Block {
         let limits = config.limits.unwrap_or_default();
         let limiter = RateLimiter::new(&limits, Instant::now()).map_err(failed("its rate limiter"))?;
         let (image, sectors) = open(config)?;
+        let mut engine = engine(config, &image, &finished)?;
+        let replica = match config.replication {
+            Replication::Shared(_) => None,
+            Replication::Replicated => {
+                let room = finished.try_clone().map_err(failed("its eventfd"))?;
+                let replica = Arc::new(replicate(config, &image, sectors, room)?);
+                let replicating = Replicating::new(engine, &replica, &finished);
+                engine = Box::new(replicating.map_err(failed("its threads"))?);
+                Some(replica)
+            }
+        };
         let mut this = Self {
             made_from: config.clone(),
             id: name(&config.id),
-            limits: Limits { sectors, read_only: config.read_only },
+            limits: Limits {
+                sectors,
+                read_only: config.read_only,
+                longest_write: if replica.is_some() { MAX_WRITE } else { u32::MAX },
+            },
             features: features(config),
             config: [0; CONFIG_LEN],
-            engine: engine(config, &image, &finished)?,
-            remembers: image.remembers(),
+            engine,
+            image,
             finished,
             held: Held::with_capacity(QUEUE_SIZE.into()),
             again: VecDeque::new(),
@@ -139,6 +179,7 @@ impl Block {
             done: VecDeque::new(),
             limiter,
             counters: Arc::default(),
+            replica,
         };
         this.write_config_space();
         Ok(this)
@@ -151,7 +192,34 @@ impl Block {
     /// # Errors
     /// [`BlockError`]; the device then keeps the image that it has.
     pub fn change_image(&mut self, path: &Path) -> Result<(), BlockError> {
+        if self.replica.is_some() {
+            return Err(BlockError::ReplicatedImage { id: self.made_from.id.clone() });
+        }
         self.use_image(BlockConfig { path: path.into(), ..self.made_from.clone() })
+    }
+
+    /// What makes it a replicated disk, if it is one.
+    pub fn replica(&self) -> Option<&Arc<Replica>> {
+        self.replica.as_ref()
+    }
+
+    /// What a fence has to know of it, if it needs one: the guest writes to an image that its standby has, too.
+    fn fenced(&self) -> Option<fence::Fenced> {
+        let BlockConfig { id, path, read_only: false, replication: Replication::Shared(fence), .. } =
+            &self.made_from
+        else {
+            return None;
+        };
+        let image = Arc::clone(self.image.file());
+        Some(fence::Fenced { drive: id.clone(), path: path.clone(), image, fence: fence.clone() })
+    }
+
+    /// What is written to an image that others have is on stable storage before it is completed, until output is passed
+    /// again: what a guest was told of must not be lost with the memory of this host, while the guest itself lives on.
+    pub fn write_through(&mut self) {
+        if self.fenced().is_some() {
+            self.image.set_write_through(true);
+        }
     }
 
     fn use_image(&mut self, config: BlockConfig) -> Result<(), BlockError> {
@@ -160,7 +228,8 @@ impl Block {
         self.engine.wait();
         self.engine.collect(&mut self.done);
         self.engine = engine;
-        self.remembers = image.remembers();
+        image.set_write_through(self.image.writes_through());
+        self.image = image;
         self.limits.sectors = sectors;
         self.made_from = config;
         self.write_config_space();
@@ -175,6 +244,7 @@ impl Block {
     fn write_config_space(&mut self) {
         let mut put = |at: usize, value: &[u8]| self.config[at..at + value.len()].copy_from_slice(value);
         put(0, &self.limits.sectors.to_le_bytes());
+        put(8, &SIZE_MAX.to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(20, &(SECTOR as u32).to_le_bytes());
         // max_discard_sectors, max_discard_seg, discard_sector_alignment
@@ -187,6 +257,11 @@ impl Block {
         put(56, &[1]);
     }
 
+    /// A write waits, and what comes after it waits in the queue.
+    fn is_clogged(&self) -> bool {
+        self.replica.is_some() && !self.held.is_empty()
+    }
+
     fn in_flight(&self) -> usize {
         self.held.len() + self.under_way.len() + self.again.len()
     }
@@ -197,6 +272,7 @@ impl Block {
         loop {
             queue.silence()?;
             while left > 0
+                && !self.is_clogged()
                 && self.limiter.may_take_now()
                 && let Some(chain) = queue.pop()?
             {
@@ -206,13 +282,16 @@ impl Block {
                 }
                 self.limiter.charge(u64::from(chain.readable_len()) + u64::from(chain.writable_len()));
                 self.begin(chain, queue, true)?;
+                if self.replica.is_some() {
+                    self.go_on(queue)?;
+                }
             }
             if left == 0 {
                 // Others get their turn first, however fast the driver adds requests that are answered at once.
                 queue.come_back();
                 return Ok(());
             }
-            if !queue.listen()? {
+            if self.is_clogged() || !queue.listen()? {
                 return Ok(());
             }
             if !self.limiter.may_take_now() {
@@ -229,8 +308,14 @@ impl Block {
                 self.held.push(chain.head());
             }
             Request::Image(operation) => {
+                let mut bytes = Vec::new();
+                if let (Operation::Write { len, .. }, Some(_)) = (operation, &self.replica) {
+                    // What the image gets is what the log gets, whatever the guest does to its memory meanwhile.
+                    bytes.resize(len as usize, 0);
+                    chain.read(request::HEADER, &mut bytes);
+                }
                 self.under_way.push(chain.head());
-                self.engine.submit(Job { operation, chain });
+                self.engine.submit(Job { operation, chain, bytes, synced: false });
             }
             Request::Id => {
                 chain.write(0, &self.id);
@@ -252,17 +337,33 @@ impl Block {
         }
         while let Some(head) = self.held.pop() {
             let chain = queue.chain(head)?;
+            if !self.admits(&chain)? {
+                self.held.put_back(head);
+                break;
+            }
             self.begin(chain, queue, false)?;
         }
         Ok(())
     }
 
+    /// Whether a request that changes the image may begin now.
+    fn admits(&self, chain: &Chain) -> Result<bool, DeviceError> {
+        let Some(replica) = &self.replica else { return Ok(true) };
+        Ok(match Request::parse(chain, self.limits)? {
+            Request::Image(operation) => replica.admit(operation),
+            _ => true,
+        })
+    }
+
     fn complete(&mut self, queue: &mut VirtQueue) -> Result<(), DeviceError> {
         self.engine.collect(&mut self.done);
-        while let Some(Done { job: Job { operation, chain }, result }) = self.done.pop_front() {
+        while let Some(Done { job: Job { operation, chain, bytes, .. }, result }) = self.done.pop_front() {
             // One of them, should the driver have made its head available more than once.
             if let Some(index) = self.under_way.iter().position(|&head| head == chain.head()) {
                 self.under_way.remove(index);
+            }
+            if let Some(replica) = &self.replica {
+                replica.complete(operation, &bytes);
             }
             self.count(operation, result.is_ok());
             let status = match &result {
@@ -325,6 +426,21 @@ fn open(config: &BlockConfig) -> Result<(Arc<Image>, u64), BlockError> {
     Ok((Arc::new(image), len / SECTOR))
 }
 
+/// What makes the raw `image` one that is replicated; `room` wakes the device.
+fn replicate(
+    config: &BlockConfig,
+    image: &Image,
+    sectors: u64,
+    room: EventFd,
+) -> Result<Replica, BlockError> {
+    let id = || config.id.clone();
+    if !image.is_raw() {
+        return Err(BlockError::ReplicatedFormat { id: id() });
+    }
+    Replica::open(&config.id, &config.path, sectors * SECTOR, room)
+        .map_err(|cause| BlockError::Replica { id: id(), cause })
+}
+
 fn engine(
     config: &BlockConfig,
     image: &Arc<Image>,
@@ -347,6 +463,9 @@ fn engine(
 
 fn features(config: &BlockConfig) -> u64 {
     let mut features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
+    if config.replication == Replication::Replicated {
+        features |= 1 << VIRTIO_BLK_F_SIZE_MAX;
+    }
     if config.cache == CacheType::Writeback {
         features |= 1 << VIRTIO_BLK_F_FLUSH;
     }
@@ -392,6 +511,13 @@ impl VirtioDevice for Block {
         // Afterwards the guest's memory is its own again.
         self.engine.wait();
         self.engine.collect(&mut self.done);
+        if let Some(replica) = &self.replica {
+            // The driver does not hear of it, but it has been written.
+            for Done { job: Job { operation, bytes, .. }, .. } in &self.done {
+                replica.complete(*operation, bytes);
+            }
+            replica.reset();
+        }
         self.done.clear();
         self.held.clear();
         self.again.clear();
@@ -413,15 +539,35 @@ impl VirtioDevice for Block {
     }
 
     fn set_output(&mut self, policy: OutputPolicy) {
-        self.held.set_policy(policy);
+        let Some(replica) = &self.replica else {
+            if policy == OutputPolicy::Pass {
+                self.image.set_write_through(false);
+            }
+            return self.held.set_policy(policy);
+        };
+        // What is written here is nobody else's before its epoch is committed: nothing needs to be held.
+        match policy {
+            OutputPolicy::Hold => {}
+            OutputPolicy::Pass => replica.go_alone(),
+            OutputPolicy::Freeze => self.held.set_policy(policy),
+        }
     }
 
     fn release_output(&mut self) {
         self.held.release();
+        if let Some(replica) = &self.replica {
+            replica.acknowledged();
+            if replica.note_is_long() {
+                self.engine.begin();
+            }
+        }
     }
 
     fn output_waits(&self) -> bool {
-        self.held.waits()
+        match &self.replica {
+            Some(replica) => replica.log_is_urgent(),
+            None => self.held.waits(),
+        }
     }
 
     fn attend(&mut self, queues: &mut [VirtQueue]) -> Result<(), DeviceError> {
@@ -449,6 +595,9 @@ impl VirtioDevice for Block {
             state.limits = self.limiter.limits();
         }
         self.held.mark();
+        if let Some(replica) = &self.replica {
+            replica.close_log();
+        }
     }
 
     fn restore(&mut self, state: &DeviceState, queues: &mut [VirtQueue]) -> Result<(), RestoreError> {
@@ -460,7 +609,7 @@ impl VirtioDevice for Block {
         }
         self.again.extend(&state.in_flight);
         self.limiter.set(&state.limits, Instant::now());
-        if self.remembers {
+        if self.image.remembers() {
             // The guest has written to it elsewhere since it was opened here.
             let again = self.use_image(self.made_from.clone());
             again.map_err(|cause| RestoreError::Image(Box::new(cause)))?;

@@ -16,7 +16,8 @@ pub(super) const MAX_SPAN: u32 = 1 << 21;
 /// Bytes of a disk's name.
 pub(super) const ID_LEN: usize = 20;
 
-const HEADER: u32 = 16;
+/// Bytes of a request before its data.
+pub(super) const HEADER: u32 = 16;
 /// Bytes of what a discard covers: sector, count, flags.
 const SPAN: u32 = 16;
 
@@ -78,6 +79,8 @@ pub(super) struct Limits {
     /// Length of the disk in sectors.
     pub(super) sectors: u64,
     pub(super) read_only: bool,
+    /// Longest write in bytes.
+    pub(super) longest_write: u32,
 }
 
 impl Request {
@@ -97,7 +100,9 @@ impl Request {
         let (input, output) = (chain.writable_len() - 1, chain.readable_len() - HEADER);
         Ok(match kind {
             VIRTIO_BLK_T_IN => limits.bytes(sector, input, |at, len| Operation::Read { at, len }),
-            VIRTIO_BLK_T_OUT if limits.read_only => Self::Refused(Status::IoError),
+            VIRTIO_BLK_T_OUT if limits.read_only || output > limits.longest_write => {
+                Self::Refused(Status::IoError)
+            }
             VIRTIO_BLK_T_OUT => limits.bytes(sector, output, |at, len| Operation::Write { at, len }),
             VIRTIO_BLK_T_FLUSH => Self::Image(Operation::Flush),
             VIRTIO_BLK_T_GET_ID if input as usize >= ID_LEN => Self::Id,

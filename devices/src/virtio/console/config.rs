@@ -1,7 +1,7 @@
 //! What a console is made from.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -32,6 +32,13 @@ pub enum ConsolePlace {
 }
 
 impl ConsolePlace {
+    /// The path, whatever is there.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Socket(path) | Self::Output(path) => path,
+        }
+    }
+
     /// The path, whatever is there.
     pub fn path_mut(&mut self) -> &mut PathBuf {
         match self {

@@ -1,21 +1,37 @@
 //! Benchmarks of Understudy. Figures of one run are to be compared with each other, not between machines.
 //!
-//! `cargo run --release -p tests --bin bench -- boot|seed|pause|snapshot|service|failover|all [--json]`
+//! `cargo run --release -p tests --bin bench -- NAME... | all [--json]`; without a name it says which there are.
 
 mod boot;
 mod failover;
+mod failover_service;
 mod figures;
+mod machine;
 mod pause;
+mod protection;
+mod reprotect;
 mod seed;
 mod service;
 mod snapshot;
+mod witness;
 
 use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 use tests::process::{understudy, understudy_as_shipped};
 
-const NAMES: [&str; 6] = ["boot", "seed", "pause", "snapshot", "service", "failover"];
+const NAMES: [&str; 10] = [
+    "boot",
+    "seed",
+    "pause",
+    "snapshot",
+    "service",
+    "protection",
+    "failover",
+    "failover-service",
+    "reprotect",
+    "witness",
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,9 +39,9 @@ fn main() -> ExitCode {
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|name| *name != "--json").collect();
     let chosen = match names[..] {
         ["all"] => NAMES.to_vec(),
-        [name] if NAMES.contains(&name) => vec![name],
+        [_, ..] if names.iter().all(|name| NAMES.contains(name)) => names,
         _ => {
-            eprintln!("usage: bench {}|all [--json]", NAMES.join("|"));
+            eprintln!("usage: bench {}|all ... [--json]", NAMES.join("|"));
             return ExitCode::from(2);
         }
     };
@@ -34,7 +50,11 @@ fn main() -> ExitCode {
         return ExitCode::from(77);
     }
     let understudy = understudy();
-    let mut results = Map::new();
+    let machine = json!(machine::Machine::now());
+    if !json {
+        print_text("machine", &machine);
+    }
+    let mut results = Map::from_iter([("machine".into(), machine)]);
     for name in chosen {
         eprintln!("bench: {name}");
         let result = match name {
@@ -43,7 +63,11 @@ fn main() -> ExitCode {
             "pause" => json!(pause::measure()),
             "snapshot" => json!(snapshot::measure()),
             "service" => json!(service::measure(understudy)),
-            _ => json!(failover::measure(understudy)),
+            "protection" => json!(protection::measure()),
+            "failover-service" => json!(failover_service::measure(understudy)),
+            "reprotect" => json!(reprotect::measure()),
+            "failover" => json!(failover::measure(understudy)),
+            _ => json!(witness::measure()),
         };
         if !json {
             print_text(name, &result);
@@ -62,8 +86,8 @@ fn print_text(name: &str, result: &Value) {
         println!("{name}");
         for (key, value) in row.as_object().into_iter().flatten() {
             match value.as_f64() {
-                Some(figure) => println!("  {key:<22}{figure:>12.2}"),
-                None => println!("  {key:<22}{:>12}", value.as_str().unwrap_or_default()),
+                Some(figure) => println!("  {key:<30}{figure:>12.2}"),
+                None => println!("  {key:<30}{:>12}", value.as_str().unwrap_or_default()),
             }
         }
     }

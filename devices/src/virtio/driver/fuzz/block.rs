@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::input::Input;
 use super::{Driver, Subject};
-use crate::virtio::block::{Block, BlockConfig, CacheType, EngineKind, ImageFormat};
+use crate::virtio::block::{Block, BlockConfig, CacheType, EngineKind, ImageFormat, Replication};
 use crate::virtio::{DeviceState, VirtioDevice};
 
 /// Sectors of the disk.
@@ -59,6 +59,7 @@ impl BlockSubject {
             cache: CacheType::Writeback,
             engine,
             limits: None,
+            replication: Replication::default(),
         };
         Self { config, _folder: folder }
     }

@@ -1,4 +1,4 @@
-//! The two processes of a run, and everything that can be observed of them from outside.
+//! A side as a child process, and everything that can be observed of it from outside.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -13,32 +13,35 @@ use std::thread::{self, JoinHandle};
 
 use mirror::report::{Stamped, monotonic_us};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Lines of a child's stderr that are kept.
 const STDERR_LINES: usize = 20;
 
-/// Which process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The one that runs the guest, until it is killed.
-    Primary,
-    /// The one that takes over.
-    Standby,
-}
+/// Which process of a run, counted in the order in which they were started but for the first two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Side(pub u8);
 
 impl Side {
+    /// The one that runs the guest at first.
+    pub const PRIMARY: Self = Self(0);
+    /// The one that holds its mirror at first.
+    pub const STANDBY: Self = Self(1);
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Primary => "primary",
-            Self::Standby => "standby",
+            Self::PRIMARY => "primary",
+            Self::STANDBY => "standby",
+            Self(2) => "second standby",
+            Self(_) => "further standby",
         }
     }
 }
 
 /// Something seen of a process.
 #[derive(Debug)]
-pub(super) enum Observation {
+pub(crate) enum Observation {
     /// It reported something.
     Told(Side, Stamped),
     /// Its console wrote something.
@@ -55,7 +58,7 @@ pub(super) enum Observation {
 }
 
 /// A child process. It is killed when this is dropped.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     stderr: Arc<Mutex<VecDeque<String>>>,
     readers: Vec<JoinHandle<()>>,
@@ -66,7 +69,7 @@ impl Process {
     ///
     /// # Errors
     /// It cannot be started.
-    pub(super) fn start(side: Side, arguments: &[OsString], seen: &Sender<Observation>) -> io::Result<Self> {
+    pub(crate) fn start(side: Side, arguments: &[OsString], seen: &Sender<Observation>) -> io::Result<Self> {
         let (events, events_in) = io::pipe()?;
         // The child is to inherit this end, and opens it by its number.
         fcntl_setfd(events_in.as_fd(), FdFlags::empty())?;
@@ -107,24 +110,37 @@ impl Process {
     ///
     /// # Errors
     /// It has ended already.
-    pub(super) fn kill(&mut self) -> io::Result<u64> {
+    pub(crate) fn kill(&mut self) -> io::Result<u64> {
         let at_us = monotonic_us();
         self.child.kill()?;
         Ok(at_us)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// The last lines that it wrote to stderr so far.
+    pub(crate) fn last_words(&self) -> String {
+        let lines = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     /// Waits until it has ended and says how, with the last lines that it wrote to stderr.
     ///
     /// # Errors
     /// The system cannot say.
-    pub(super) fn wait(mut self) -> io::Result<(ExitStatus, String)> {
+    pub(crate) fn wait(mut self) -> io::Result<(ExitStatus, String)> {
         let status = self.child.wait()?;
         for reader in self.readers.drain(..) {
             // A reader that panicked has said so.
             let _ = reader.join();
         }
-        let lines = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok((status, lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")))
+        Ok((status, self.last_words()))
     }
 }
 

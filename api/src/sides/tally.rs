@@ -6,48 +6,48 @@ use mirror::shell::metrics::PauseTimes;
 
 /// A side's reports, summed up.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// Where it listens.
-    pub(super) listening: Option<String>,
+    pub(crate) listening: Option<String>,
     /// When the two sides agreed.
-    pub(super) joined_us: Option<u64>,
+    pub(crate) joined_us: Option<u64>,
     /// The seeding round, counted from 1; 0 before.
-    pub(super) round: u32,
+    pub(crate) round: u32,
     /// Completed rounds.
-    pub(super) rounds: u32,
+    pub(crate) rounds: u32,
     /// Pages sent in rounds.
-    pub(super) seed_pages: u64,
+    pub(crate) seed_pages: u64,
     /// Bytes sent in rounds.
-    pub(super) seed_bytes: u64,
+    pub(crate) seed_bytes: u64,
     /// Time spent in rounds.
-    pub(super) seed_us: u64,
+    pub(crate) seed_us: u64,
     /// When the guest was protected.
-    pub(super) protected_us: Option<u64>,
+    pub(crate) protected_us: Option<u64>,
     /// The last committed epoch.
-    pub(super) epoch: Epoch,
+    pub(crate) epoch: Epoch,
     /// Committed epochs.
-    pub(super) epochs: u64,
+    pub(crate) epochs: u64,
     /// Pages sent in epochs.
-    pub(super) epoch_pages: u64,
+    pub(crate) epoch_pages: u64,
     /// Bytes sent in epochs.
-    pub(super) epoch_bytes: u64,
+    pub(crate) epoch_bytes: u64,
     /// The pauses.
-    pub(super) times: PauseTimes,
+    pub(crate) times: PauseTimes,
     /// When the primary was lost, and how that was noticed.
-    pub(super) lost: Option<(u64, String)>,
+    pub(crate) lost: Option<(u64, String)>,
     /// When the guest ran here, from which epoch, in which term, its output from which position.
-    pub(super) active: Option<(u64, Epoch, Term, u64)>,
+    pub(crate) active: Option<(u64, Epoch, Term, u64)>,
     /// Why the guest is not run here.
-    pub(super) refused: Option<String>,
+    pub(crate) refused: Option<String>,
     /// Why the guest goes on without protection.
-    pub(super) unprotected: Option<String>,
+    pub(crate) unprotected: Option<String>,
     /// What failed last.
-    pub(super) failed: Option<String>,
+    pub(crate) failed: Option<String>,
 }
 
 impl Tally {
     /// Takes a report in.
-    pub(super) fn note(&mut self, stamped: &Stamped) {
+    pub(crate) fn note(&mut self, stamped: &Stamped) {
         let at_us = stamped.at_us;
         match &stamped.report {
             Report::Listening { address } => self.listening = Some(address.clone()),
@@ -82,7 +82,7 @@ impl Tally {
     }
 
     /// What a primary that told this is doing, in a word.
-    pub(super) fn phase(&self) -> &'static str {
+    pub(crate) fn phase(&self) -> &'static str {
         if self.unprotected.is_some() {
             "unprotected"
         } else if self.protected_us.is_some() {

@@ -1,0 +1,6 @@
+//! Tests with a real etcd.
+
+mod access;
+mod claims;
+mod faults;
+mod kvm;
