@@ -14,7 +14,9 @@ use mirror::report::{Report, Stamped};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::pair::{PATIENCE, Screen};
+use understudy::drill::relay::Relay;
+
+use crate::pair::{PATIENCE, Screen, await_report};
 
 /// How often it is looked at whether a process has ended.
 const GLANCE: Duration = Duration::from_millis(5);
@@ -121,6 +123,16 @@ impl Process {
         let standby = Self::start(&[&["standby", "--listen", listen], more].concat());
         standby.errors.await_text(|text| text.contains("listening on"));
         standby
+    }
+
+    /// A way to where it listens, by TCP, that can be slowed and cut.
+    ///
+    /// # Panics
+    /// If it does not listen within [`PATIENCE`].
+    pub fn relay(&self) -> Relay {
+        let listening = await_report(&self.reports, |report| matches!(report, Report::Listening { .. }));
+        let Report::Listening { address } = listening else { unreachable!("it was waited for") };
+        Relay::start(address.trim_start_matches("tcp:")).expect("a relay")
     }
 
     /// Waits until the process serves its API on `socket`.

@@ -16,7 +16,6 @@ use tests::client::{Client, SERVICE};
 use tests::lan::{GUEST, Lan, alone};
 use tests::pair::{PATIENCE, await_report};
 use tests::process::{Process, understudy};
-use understudy::drill::relay::Relay;
 
 /// Bytes of the disk: some regions of the note.
 const DISK: u64 = 48 << 20;
@@ -253,6 +252,12 @@ fn to_be_sent(side: &Process) -> (u64, u64) {
     (left, bytes)
 }
 
+/// A side sends its standby what that lacks of the disks, and not all of them.
+fn assert_a_part_is_sent(side: &Process) {
+    let (left, bytes) = to_be_sent(side);
+    assert!(left < bytes, "{left} of {bytes} bytes were to be sent");
+}
+
 /// Two standbys hold the guest.
 fn gained(report: &Report) -> bool {
     matches!(report, Report::StandbyGained { standbys: 2, .. })
@@ -327,9 +332,7 @@ mod tap {
                 drop(standby);
                 let standby = place.standby();
                 // It is found by the primary.
-                let first =
-                    await_report(&primary.reports, |report| matches!(report, Report::DiskSync { .. }));
-                let Report::DiskSync { left, bytes } = first else { unreachable!() };
+                let (left, bytes) = to_be_sent(&primary);
                 assert!(bytes == DISK && left < DISK / 4, "{left} of {bytes} bytes were to be sent");
                 await_report(&primary.reports, protected);
                 primary.signal(Signal::KILL);
@@ -353,8 +356,7 @@ mod tap {
                     await_report(&standby.reports, active);
                     primary.signal(Signal::CONT);
                     await_report(&primary.reports, |report| matches!(report, Report::Frozen { .. }));
-                    let (left, bytes) = to_be_sent(&standby);
-                    assert!(left < bytes, "{left} of {bytes} bytes were to be sent");
+                    assert_a_part_is_sent(&standby);
                     await_report(&primary.reports, protected);
                 });
                 place.await_equality();
@@ -381,8 +383,7 @@ mod tap {
                     confirmed = store_while(confirmed, || {
                         understudy::client::switchover(&place.path(api), None).unwrap();
                         await_report(&to.reports, active);
-                        let (left, bytes) = to_be_sent(to);
-                        assert!(left < bytes, "{left} of {bytes} bytes were to be sent");
+                        assert_a_part_is_sent(to);
                         await_report(&to.reports, protected);
                         await_report(&from.reports, protected);
                     });
@@ -447,15 +448,13 @@ mod tap {
                 });
                 // Whoever goes on sends the other one what it lacks, and nothing else.
                 let (next, follower) = winner((second, "theirs"), (third, "third"));
-                let (left, bytes) = to_be_sent(&next.0);
-                assert!(left < bytes, "{left} of {bytes} bytes were to be sent");
+                assert_a_part_is_sent(&next.0);
                 await_report(&next.0.reports, protected);
                 check_by_the_guest(confirmed);
                 // The old primary's host is back; it, too, is sent what it lacks.
                 drop(first);
                 let back = place.one_of_three("ours", "tap0");
-                let (left, bytes) = to_be_sent(&next.0);
-                assert!(left < bytes, "{left} of {bytes} bytes were to be sent");
+                assert_a_part_is_sent(&next.0);
                 await_report(&next.0.reports, gained);
                 let confirmed = store_while(confirmed, || {
                     next.0.signal(Signal::KILL);
@@ -481,8 +480,7 @@ mod tap {
                 drop(third);
                 first.reports.try_iter().for_each(drop);
                 let third = place.one_of_three("third", "tap2");
-                let (left, bytes) = to_be_sent(&first);
-                assert!(left < bytes, "{left} of {bytes} bytes were to be sent");
+                assert_a_part_is_sent(&first);
                 await_report(&first.reports, gained);
                 let confirmed = store_while(confirmed, || ());
                 // A copy for one takes nothing from the other.
@@ -493,8 +491,7 @@ mod tap {
                 let confirmed = store_while(confirmed, || {
                     understudy::client::switchover(&place.path("api"), Some(&to)).unwrap();
                     await_report(&third.reports, active);
-                    let (left, bytes) = to_be_sent(&third);
-                    assert!(left < bytes, "{left} of {bytes} bytes were to be sent");
+                    assert_a_part_is_sent(&third);
                     await_report(&third.reports, gained);
                 });
                 check_by_the_guest(confirmed);
@@ -513,10 +510,7 @@ mod tap {
                 let second = place.standby();
                 place.add_third(lan);
                 let third = place.standby_at("tcp:127.0.0.1:0", "third", "tap2", &[]);
-                let listening =
-                    await_report(&third.reports, |report| matches!(report, Report::Listening { .. }));
-                let Report::Listening { address } = listening else { unreachable!() };
-                let relay = Relay::start(address.trim_start_matches("tcp:")).unwrap();
+                let relay = third.relay();
                 // 5 MB a second: what a round was before takes longer than epochs may stand still.
                 relay.slow(Duration::from_millis(3));
                 let two = format!(

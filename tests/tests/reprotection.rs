@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use tests::counting::{assert_nothing_missing, await_active, await_protection, counts, counts_on, joined};
 use tests::pair::{PATIENCE, await_report};
 use tests::process::{Process, configuration};
-use understudy::drill::relay::{Relay, Way};
+use understudy::drill::relay::Way;
 use understudy::server::{InstanceInfo, InstanceState};
 
 /// As `primary` has it: what is tried here does not hang on how soon a loss is noticed.
@@ -172,9 +172,7 @@ mod kvm {
         let places = Places::new();
         let any = "tcp:127.0.0.1:0";
         let standby = Process::standby_with(any, &["--second-listen", any, "--witness", &places.witness()]);
-        let listening = await_report(&standby.reports, |report| matches!(report, Report::Listening { .. }));
-        let Report::Listening { address } = listening else { unreachable!() };
-        let way = Relay::start(address.trim_start_matches("tcp:")).unwrap();
+        let way = standby.relay();
         let quick = r#", "heartbeat_ms": 50, "heartbeat_misses": 20, "stall_ms": 60000"#;
         let mirror =
             format!(r#""standby": "tcp:{}", "witness": "{}"{quick}"#, way.address(), places.witness());

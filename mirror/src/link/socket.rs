@@ -272,13 +272,6 @@ impl Write for &Stream {
         }
     }
 
-    fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&mut &*stream).write_vectored(from),
-            Stream::Tcp(stream) => (&mut &*stream).write_vectored(from),
-        }
-    }
-
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }

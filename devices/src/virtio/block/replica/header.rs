@@ -11,7 +11,7 @@ use super::store::Store;
 pub(super) const SECTOR: u64 = 512;
 
 /// Most groups that an image is known to be of.
-pub(super) const PLACES: usize = 16;
+const PLACES: usize = 16;
 
 const MAGIC: [u8; 8] = *b"UNDYNOTE";
 const VERSION: u32 = 2;

@@ -22,24 +22,22 @@ impl Replica {
     /// # Errors
     /// The note cannot be written.
     pub fn follow(&self, links: &[LinkId]) -> io::Result<()> {
-        let (common, keep) = {
+        let (common, keep, parted) = {
             let state = self.state();
             let new = |link: &LinkId| state.twins.get(link).is_some_and(|twin| !twin.follows);
             if !state.parted && !links.iter().any(new) {
                 return Ok(());
             }
-            let groups = |twin: &Twin| state.group_of(twin);
-            let part = links.iter().filter_map(|link| state.twins.get(link)).map(groups);
-            let mut common: Vec<Group> = part.collect();
+            let part = links.iter().filter_map(|link| state.twins.get(link));
+            let mut common: Vec<Group> = part.map(|twin| state.group_of(twin)).collect();
             common.sort_unstable();
             common.dedup();
-            let keep: Vec<Group> = state.twins.values().map(groups).collect();
-            (common, keep)
+            (common, state.groups(), state.parted)
         };
         let group = match common[..] {
             [] => return Ok(()),
             // It is in no other group, and nobody else in its.
-            [one] if !self.state().parted => one,
+            [one] if !parted => one,
             _ => {
                 let group = Group::new();
                 let none = Regions::none(self.len, REGION);
@@ -121,6 +119,11 @@ impl State {
     /// Which group of the note tells in what `twin` differs.
     pub(super) fn group_of(&self, twin: &Twin) -> Group {
         if twin.follows { self.common } else { twin.group }
+    }
+
+    /// All groups in which somebody's images are, or of which they still say that they are.
+    pub(super) fn groups(&self) -> Vec<Group> {
+        self.twins.values().flat_map(|twin| [twin.group, self.group_of(twin)]).collect()
     }
 
     /// The groups of all standbys that there are, each with the last period of which all that are of it have everything.

@@ -372,9 +372,7 @@ impl Replica {
                 Entry::Write { at, bytes } => (at, bytes.len() as u64),
                 Entry::Zero { at, len } => (at, len),
             };
-            note::regions(at, len).for_each(|region| {
-                touched.insert(region);
-            });
+            touched.extend(note::regions(at, len));
         }
         Ok(touched)
     }

@@ -255,7 +255,7 @@ impl Note {
         }
         {
             let state = self.state();
-            like.iter().filter_map(|&group| state.noted(group)).for_each(|noted| more.union(noted));
+            like.iter().filter_map(|&group| state.noted(group)).for_each(|noted| more.extend(noted.iter()));
         }
         self.write_bits(index, &more, 0..self.image.len.div_ceil(REGION))?;
         self.store.sync()?;

@@ -54,13 +54,6 @@ impl Regions {
         }
     }
 
-    /// Adds those of `other`, a set of parts of the same disk.
-    pub(super) fn union(&mut self, other: &Self) {
-        other.iter().for_each(|part| {
-            self.insert(part);
-        });
-    }
-
     /// The first in the set that is not before `part`.
     pub(super) fn next(&self, part: u64) -> Option<u64> {
         let first = (part / 64) as usize;
@@ -94,6 +87,14 @@ impl Regions {
     }
 }
 
+impl Extend<u64> for Regions {
+    fn extend<I: IntoIterator<Item = u64>>(&mut self, parts: I) {
+        for part in parts {
+            self.insert(part);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,9 +102,7 @@ mod tests {
     #[test]
     fn what_was_put_in_is_found_in_order_and_can_be_taken_out() {
         let mut set = Regions::none(1000 * 10, 10);
-        for part in [999, 0, 64, 63, 64] {
-            set.insert(part);
-        }
+        set.extend([999, 0, 64, 63, 64]);
         assert_eq!(set.iter().collect::<Vec<_>>(), [0, 63, 64, 999]);
         assert_eq!((set.count(), set.next(65)), (4, Some(999)));
         set.remove(63);

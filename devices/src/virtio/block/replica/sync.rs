@@ -126,20 +126,11 @@ impl Replica {
         self.part(link);
         let (like, differs) = self.differences(theirs);
         let group = Group::new();
-        let keep: Vec<Group> = {
-            let state = self.state();
-            state.twins.values().flat_map(|twin| [twin.group, state.group_of(twin)]).collect()
-        };
+        let keep = self.state().groups();
         let founded = self.note.found(group, &like, differs, &keep);
         founded.map_err(|cause| AgreeError::Note { name: name(), cause })?;
-        let noted = self.note.noted(group);
-        {
-            let mut state = self.state();
-            let mut twin = Twin::new(group, self.len, BEGIN);
-            self.send_noted(&mut twin, &noted);
-            state.twins.insert(link, twin);
-        }
-        // The guest runs: what it has noted and written since the note was read is in no list yet.
+        // The guest runs: from here on what it writes is in the twin's list, and what it wrote before is noted.
+        self.state().twins.insert(link, Twin::new(group, self.len, BEGIN));
         let noted = self.note.noted(group);
         if let Some(twin) = self.state().twins.get_mut(&link) {
             self.send_noted(twin, &noted);
@@ -154,14 +145,12 @@ impl Replica {
         let common = theirs.groups.iter().filter(|(group, _)| self.note.is_of(*group));
         let differs = common.map(|(group, ranges)| {
             let mut regions = Regions::none(self.len, REGION);
-            for region in ranges.iter().flat_map(|&(start, end)| start..end.min(all.count())) {
-                regions.insert(region);
-            }
+            regions.extend(ranges.iter().flat_map(|&(start, end)| start..end.min(all.count())));
             (*group, regions)
         });
         let least = differs.min_by_key(|(group, regions)| {
             let mut both = self.note.noted(*group);
-            both.union(regions);
+            both.extend(regions.iter());
             both.count()
         });
         least.map_or((Vec::new(), all), |(group, regions)| (vec![group], regions))
@@ -170,9 +159,7 @@ impl Replica {
     /// All blocks of the regions in `noted` are to be sent.
     fn send_noted(&self, twin: &mut Twin, noted: &Regions) {
         for region in noted.iter() {
-            for block in twin.todo.touched(region * REGION, REGION.min(self.len - region * REGION)) {
-                twin.todo.insert(block);
-            }
+            twin.todo.extend(twin.todo.touched(region * REGION, REGION.min(self.len - region * REGION)));
         }
     }
 

@@ -60,11 +60,7 @@ impl Twin {
     /// `len` bytes from `at` were written: `bytes`, or zeros where there are none.
     pub(super) fn written(&mut self, at: u64, len: u64, bytes: &[u8]) {
         match self.mode {
-            Mode::Copying => {
-                for block in self.todo.touched(at, len) {
-                    self.todo.insert(block);
-                }
-            }
+            Mode::Copying => self.todo.extend(self.todo.touched(at, len)),
             Mode::Logging if bytes.is_empty() => Entry::Zero { at, len }.append_to(&mut self.log),
             Mode::Logging => Entry::Write { at, bytes }.append_to(&mut self.log),
         }

@@ -21,8 +21,8 @@ struct World<L> {
     epoch: u64,
     /// The image at the end of the last epoch that was committed.
     committed: Vec<u8>,
-    /// Those of the epochs that were sent since.
-    sent: Vec<Vec<u8>>,
+    /// That of an epoch that was sent since.
+    sent: Option<Vec<u8>>,
     links: LinkId,
     /// Bytes that were sent to make images equal.
     copied: usize,
@@ -41,7 +41,7 @@ impl<L: FnMut() -> u64> World<L> {
             members: BTreeMap::new(),
             epoch: 0,
             committed,
-            sent: Vec::new(),
+            sent: None,
             links: 0,
             copied: 0,
             luck,
@@ -91,7 +91,7 @@ impl<L: FnMut() -> u64> World<L> {
             return Some(());
         }
         self.epoch += 1;
-        self.sent.push(self.image());
+        self.sent = Some(self.image());
         let turned = (self.luck)() as usize % part.len();
         for (index, &(host, link)) in part.iter().cycle().skip(turned).take(part.len()).enumerate() {
             if dies == Some(index) {
@@ -113,12 +113,11 @@ impl<L: FnMut() -> u64> World<L> {
         if part.is_empty() {
             self.guest.go_alone();
             self.members.clear();
-            self.sent.clear();
+            self.sent = None;
             return Some(());
         }
         self.guest.acknowledged();
-        self.committed = self.sent.pop()?;
-        self.sent.clear();
+        self.committed = self.sent.take()?;
         for host in part.into_iter().filter(|&host| self.hosts[host].has_power()) {
             assert!(self.hosts[host].image.bytes() == self.committed, "epoch {} of host {host}", self.epoch);
         }
@@ -156,7 +155,10 @@ impl<L: FnMut() -> u64> World<L> {
                 self.hosts[next].end.store(u64::MAX, Ordering::Relaxed);
                 member.hand.take_over().unwrap();
                 let image = self.hosts[next].image.bytes();
-                assert!(image == self.committed || self.sent.contains(&image), "it goes on from an epoch");
+                assert!(
+                    image == self.committed || self.sent.as_ref() == Some(&image),
+                    "it goes on from an epoch"
+                );
                 (self.live, self.guest) = (next, member.twin);
             }
         } else if self.hosts[old].has_power() {
@@ -170,8 +172,7 @@ impl<L: FnMut() -> u64> World<L> {
             self.hosts[old].hand(&self.guest);
             self.guest.check_complete().unwrap();
         }
-        (self.committed, self.epoch) = (self.image(), 0);
-        self.sent.clear();
+        (self.committed, self.sent, self.epoch) = (self.image(), None, 0);
     }
 
     /// Whoever has lost power, or has failed, is lost.
@@ -180,13 +181,11 @@ impl<L: FnMut() -> u64> World<L> {
             self.fail_over();
             return;
         }
-        let dark = |host: &usize| !self.hosts[*host].has_power();
-        let lost: Vec<usize> = (0..3).filter(|host| dark(host) || suspect == Some(*host)).collect();
-        lost.into_iter()
-            .filter(|&host| host != self.live)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .for_each(|host| self.lose(host));
+        for host in 0..3 {
+            if host != self.live && (suspect == Some(host) || !self.hosts[host].has_power()) {
+                self.lose(host);
+            }
+        }
     }
 
     fn step(&mut self) {
