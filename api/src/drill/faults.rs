@@ -263,6 +263,14 @@ fn takes_over(scene: &mut Scene<'_>, side: Side) -> Result<Outcome, Failure> {
         {
             return Err(Failure::Unprotected);
         }
+        let joined = told().rev().find_map(|report| match report {
+            Report::Joined { term, .. } => Some(*term),
+            _ => None,
+        });
+        // The guest had gone on alone before, with a grant of which a primary that was killed had no time to tell.
+        if scene.newest_term()? > joined {
+            return Err(Failure::Unprotected);
+        }
         return Err(Failure::Lost(format!("the {} did not take over: {reason}", side.name())));
     }
     if decision(scene).is_none() {

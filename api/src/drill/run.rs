@@ -62,7 +62,8 @@ pub(super) fn run(
         match compare_images(&mut scene) {
             Err(Failure::Lost(text)) => scene.violations.push(text),
             Err(Failure::Error(error)) => return Err(error),
-            Err(Failure::Unprotected) | Ok(()) => {}
+            Err(Failure::Unprotected) => scene.how.push_str("; then protection was lost once more"),
+            Ok(()) => {}
         }
     }
     let over = scene.end();
@@ -118,9 +119,13 @@ fn compare_images(scene: &mut Scene<'_>) -> Result<(), Failure> {
         (Ok(live), Ok(held)) => live == held,
         _ => false,
     };
-    scene.until("the images of both sides are the same", scene::PATIENCE, same)?;
-    scene.images_equal = true;
-    Ok(())
+    let compared = scene.until("the images of both sides are the same", scene::PATIENCE, same);
+    if matches!(compared, Err(Failure::Lost(_))) {
+        // A standby that is lost has the image of an earlier epoch.
+        scene.must_be_protected(monotonic_us())?;
+    }
+    scene.images_equal = compared.is_ok();
+    compared
 }
 
 fn sum_up(

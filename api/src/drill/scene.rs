@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use mirror::ids::Term;
 use mirror::link::Address;
 use mirror::report::{Report, Stamped, monotonic_us};
-use mirror::witness::WitnessAddress;
+use mirror::witness::{FileWitness, Witness, WitnessAddress};
 use rustix::process::Signal;
 
 use super::DrillError;
@@ -254,6 +255,12 @@ impl<'a> Scene<'a> {
         self.folder.path().join("witness").join("record")
     }
 
+    /// The newest term that the witness has granted.
+    pub(super) fn newest_term(&self) -> Result<Option<Term>, Failure> {
+        let record = FileWitness::new(self.witness()).read(self.plan.guid).map_err(io::Error::other)?;
+        Ok(record.map(|record| record.term))
+    }
+
     /// The API socket of a side.
     pub(super) fn api(&self, side: Side) -> PathBuf {
         self.folder.path().join(format!("side-{}.sock", side.0))
@@ -393,7 +400,7 @@ impl<'a> Scene<'a> {
         self.must_be_protected(killed_us)
     }
 
-    /// Whether the last that the primary told before `at_us` was not that it goes on alone.
+    /// Whether the last that the live side told before `at_us` was not that it goes on alone.
     ///
     /// # Errors
     /// [`Failure::Unprotected`]
@@ -412,7 +419,7 @@ impl<'a> Scene<'a> {
         };
         // A side that is kept waiting may take the other for dead.
         let primary_lost = |report: &Report| matches!(report, Report::PrimaryLost { .. });
-        if lost_before(Side::PRIMARY, standby_lost)
+        if lost_before(self.live, standby_lost)
             || self.partner.is_some_and(|side| lost_before(side, primary_lost))
         {
             return Err(Failure::Unprotected);
