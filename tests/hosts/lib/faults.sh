@@ -190,7 +190,7 @@ emulation_failed() {
         { host_runs a && emulation_hangs on a >&2; } || { host_runs b && emulation_hangs on b >&2; }
 }
 
-# drill_fault FAULT RUN: a run, and twice more if the emulation is at fault; says what came of it.
+# drill_fault FAULT RUN: a run, and some more if the emulation is at fault; says what came of it.
 drill_fault() {
     local line repeats=0
     run_fault "$1" "$2" && report_fault "$(cat "$clients/verdict")" && return

@@ -12,40 +12,52 @@ host_lost=false
 # since MOMENT: milliseconds since a moment of $EPOCHREALTIME.
 since() { awk -v start="$1" -v now="$EPOCHREALTIME" 'BEGIN { print int((now - start) * 1000) }'; }
 
+# emulation_at_fault: whether and how the emulation has ended the scenario (see README.md).
+emulation_at_fault() {
+    local hung
+    if host_has_crashed "$linux_dir"; then
+        echo "the kernel of the virtual host has crashed (its console: $linux_dir/console.crashed.log)"
+    elif { told first ended || told second ended; } | grep -q 'triple fault'; then
+        echo "its guest has crashed"
+    elif hung=$(emulation_hangs host); then
+        echo "the virtual host hangs: $hung"
+    else
+        return 1
+    fi
+}
+
 # check TEXT COMMAND...: one promise; what the command prints is told if it is broken.
 check() {
-    local text=$1 said hung
+    local text=$1 said reason
     shift
     ! $crashed || return 1
     if said=$("$@" 2>&1); then
         report_check linux "$scenario" true "$text"
-    elif [ "$crashes" -lt "$most_crashes" ] && host_has_crashed "$linux_dir"; then
-        say "$scenario is run once more: the kernel of the virtual host has crashed (its console: $linux_dir/console.crashed.log)"
-        crashed=true host_lost=true
-        return 1
-    elif [ "$crashes" -lt "$most_crashes" ] && { told first ended || told second ended; } | grep -q 'triple fault'; then
-        say "$scenario is run once more: its guest has crashed ($text)"
-        crashed=true
-        return 1
-    elif [ "$crashes" -lt "$most_crashes" ] && hung=$(emulation_hangs host); then
-        say "$scenario is run once more: the virtual host hangs ($text): $hung"
-        kill -9 "$(cat "$linux_dir/pid")"
-        crashed=true host_lost=true
-        return 1
-    else
+        return
+    elif ! reason=$(emulation_at_fault); then
         report_check linux "$scenario" false "$text: $(tail -n 3 <<<"$said" | tr '\n' ' ')"
-        return 1
+    elif [ "$crashes" -eq "$most_crashes" ]; then
+        report_check linux "$scenario" false "$text: $reason, as $crashes times before"
+    else
+        say "$scenario is run once more: $reason ($text)"
+        crashed=true
     fi
+    if [[ ${reason:-} == *"virtual host"* ]]; then
+        # It may hang.
+        kill -9 "$(cat "$linux_dir/pid")" 2>/dev/null || true
+        host_lost=true
+    fi
+    return 1
 }
 
 # run_scenario NAME: from a new guest's disk to the end of all its processes. What they said stays in $linux_dir/NAME.
 run_scenario() {
     crashes=0
-    run_scenario_once "$1"
-    while $crashed; do
-        crashes=$((crashes + 1))
+    while true; do
         ! $host_lost || restart_host || return
         run_scenario_once "$1"
+        $crashed || return 0
+        crashes=$((crashes + 1))
     done
 }
 
