@@ -48,9 +48,9 @@ mod userfault {
             let files = |name| Files::new(folder.path(), name);
             let (mut machine, mut watch) = working();
             take(&mut machine, Kind::Full, &files("base")).unwrap();
-            watch.until(40, 2);
+            watch.more(20, 1);
             take(&mut machine, Kind::Diff, &files("first")).unwrap();
-            watch.until(60, 3);
+            watch.more(20, 1);
             machine.stand_still().unwrap();
             take(&mut machine, Kind::Diff, &files("second")).unwrap();
             drop(machine);
@@ -59,9 +59,8 @@ mod userfault {
             let chain = ["base", "first", "second"].map(|name| files(name).open().unwrap());
             let (mut machine, output) = restored(chain.into(), mode);
             watch.go_on(output);
-            let (counts, walks) = (watch.counts[0], watch.walks[0]);
             machine.start();
-            watch.until(counts + 30, walks + 2);
+            watch.more(30, 2);
             if mode == EAGER {
                 assert_eq!(machine.memory_fill().unwrap().wait(PATIENCE), Ok(true));
                 assert_eq!(missing(&machine), 0);
@@ -94,8 +93,7 @@ mod userfault {
         watch.go_on(output);
         machine.start();
         take(&mut machine, Kind::Full, &named("base")).unwrap();
-        let (counts, walks) = (watch.counts[0], watch.walks[0]);
-        watch.until(counts + 20, walks + 1);
+        watch.more(20, 1);
         machine.stand_still().unwrap();
         take(&mut machine, Kind::Diff, &named("diff")).unwrap();
         take(&mut machine, Kind::Full, &named("whole")).unwrap();
@@ -111,8 +109,7 @@ mod userfault {
         let (mut machine, output) = restored(vec![files.open().unwrap()], LAZY);
         watch.go_on(output);
         machine.start();
-        let counts = watch.counts[0];
-        watch.until(counts + 10, 0);
+        watch.more(10, 0);
         machine.stand_still().unwrap();
         let named = |name| Files::new(folder.path(), name);
         take(&mut machine, Kind::Diff, &named("diff")).unwrap();
@@ -132,9 +129,8 @@ mod userfault {
             machine.start();
             machine.stand_still().unwrap();
         }
-        let (counts, walks) = (watch.counts[0], watch.walks[0]);
         machine.start();
-        watch.until(counts + 30, walks + 1);
+        watch.more(30, 1);
     }
 
     #[test]

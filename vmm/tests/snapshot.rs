@@ -37,9 +37,8 @@ fn restored_machine_goes_on_exactly_where_the_snapshot_was_taken() {
 
         let (mut machine, output) = restored(vec![files.open().unwrap()], mode);
         watch.go_on(output);
-        let (counts, walks) = (watch.counts[0], watch.walks[0]);
         machine.start();
-        watch.until(counts + 30, walks + 2);
+        watch.more(30, 2);
 
         drop(machine);
         assert!(fs::read(&files.memory).unwrap() == before, "the guest wrote into the snapshot ({mode:?})");
@@ -61,7 +60,7 @@ mod huge {
         let config = MachineConfig { huge_pages: true, ..MachineConfig::new(CPUS, 64).tracked() };
         let (mut machine, mut watch) = working_in(&config);
         take(&mut machine, Kind::Full, &base).unwrap();
-        watch.until(40, 2);
+        watch.more(20, 1);
         machine.stand_still().unwrap();
         let report = take(&mut machine, Kind::Diff, &diff).unwrap();
         assert!(report.pages < 64 << 8, "small pages are written, not huge ones: {report:?}");
@@ -72,9 +71,8 @@ mod huge {
         let (mut machine, output) = restored(chain, RestoreMode::Copy);
         assert!(machine.config().huge_pages);
         watch.go_on(output);
-        let (counts, walks) = (watch.counts[0], watch.walks[0]);
         machine.start();
-        watch.until(counts + 30, walks + 2);
+        watch.more(30, 2);
     }
 
     #[test]
@@ -110,8 +108,7 @@ fn guest_runs_while_its_pages_are_written_and_the_snapshot_is_of_one_moment() {
     assert!(report.pause < report.took, "{report:?}");
     let phases = report.stop + report.harvest + report.copy + report.capture;
     assert!(phases <= report.pause && !report.stop.is_zero(), "{report:?}");
-    let counts = watch.counts[0];
-    watch.until(counts + 20, 2);
+    watch.more(20, 2);
     files.open().unwrap().verify().unwrap();
 
     // The twin goes on from some count, without a gap, and with memory that is whole.
@@ -153,9 +150,9 @@ fn full_is_base_and_differences_byte_for_byte() {
     let files = |name| Files::new(folder.path(), name);
     let (mut machine, mut watch) = working();
     take(&mut machine, Kind::Full, &files("base")).unwrap();
-    watch.until(40, 2);
+    watch.more(20, 1);
     let first = take(&mut machine, Kind::Diff, &files("diff1")).unwrap();
-    watch.until(60, 3);
+    watch.more(20, 1);
     machine.stand_still().unwrap();
     let second = take(&mut machine, Kind::Diff, &files("diff2")).unwrap();
     let full = take(&mut machine, Kind::Full, &files("full")).unwrap();
@@ -170,9 +167,8 @@ fn full_is_base_and_differences_byte_for_byte() {
     watch.look();
     let (mut twin, output) = restored(chain(), RestoreMode::Copy);
     watch.go_on(output);
-    let (counts, walks) = (watch.counts[0], watch.walks[0]);
     twin.start();
-    watch.until(counts + 20, walks + 1);
+    watch.more(20, 1);
 }
 
 #[test]
@@ -205,10 +201,9 @@ fn assert_nothing_was_lost(failure: impl FnOnce(&mut Machine) -> SnapshotError) 
     let files = |name| Files::new(folder.path(), name);
     let (mut machine, mut watch) = working();
     take(&mut machine, Kind::Full, &files("base")).unwrap();
-    watch.until(40, 2);
+    watch.more(20, 1);
     let error = failure(&mut machine);
-    let (counts, walks) = (watch.counts[0], watch.walks[0]);
-    watch.until(counts + 20, walks + 1);
+    watch.more(20, 1);
     machine.stand_still().unwrap();
     take(&mut machine, Kind::Diff, &files("diff")).unwrap();
     take(&mut machine, Kind::Full, &files("full")).unwrap();
@@ -349,7 +344,7 @@ fn what_the_mirror_has_harvested_is_in_the_next_difference() {
     let (mut machine, mut watch) = working();
     take(&mut machine, Kind::Full, &files("base")).unwrap();
     machine.start_tracking().unwrap();
-    watch.until(40, 2);
+    watch.more(20, 1);
     let mut dirty = mirror::dirty::DirtySet::new(machine.layout().pages());
     Guest::harvest(&mut machine, &mut dirty).unwrap();
     assert!(!dirty.is_empty());
@@ -368,9 +363,9 @@ fn damaged_and_mixed_up_files_are_refused() {
     let files = |name| Files::new(folder.path(), name);
     let (mut machine, mut watch) = working();
     take(&mut machine, Kind::Full, &files("a")).unwrap();
-    watch.until(40, 2);
+    watch.more(20, 1);
     take(&mut machine, Kind::Diff, &files("b")).unwrap();
-    watch.until(60, 3);
+    watch.more(20, 1);
     take(&mut machine, Kind::Diff, &files("c")).unwrap();
     drop(machine);
     let open = |name| files(name).open().unwrap();

@@ -19,7 +19,7 @@ pub const CODE: u64 = 0x10_0000;
 /// Where tiny guests write.
 pub const DATA: u64 = 0x20_0000;
 /// Longer than anything takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 pub const SMALL: MachineConfig = MachineConfig::new(1, 16).tracked();
 

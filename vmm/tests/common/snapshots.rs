@@ -32,7 +32,7 @@ pub fn working_in(config: &MachineConfig) -> (Machine, Watch) {
     machine.load(&Boot { kernel, initrd: None, cmdline }).unwrap();
     machine.start();
     let mut watch = Watch::new(output, CPUS);
-    watch.until(20, 1);
+    watch.more(20, 1);
     (machine, watch)
 }
 

@@ -56,15 +56,22 @@ impl Watch {
         }
     }
 
-    /// Waits until every vCPU has counted and walked so often.
-    pub fn until(&mut self, counts: u64, walks: u64) {
+    /// Waits until every vCPU has counted and walked so often from now on.
+    pub fn more(&mut self, counts: u64, walks: u64) {
         let end = Instant::now() + PATIENCE;
+        let before = (self.counts.clone(), self.walks.clone());
+        let reached = |now: &[u64], before: &[u64], more| now.iter().zip(before).all(|(n, m)| *n >= m + more);
         loop {
             self.look();
-            if self.counts.iter().all(|&n| n >= counts) && self.walks.iter().all(|&n| n >= walks) {
+            if reached(&self.counts, &before.0, counts) && reached(&self.walks, &before.1, walks) {
                 return;
             }
-            assert!(Instant::now() < end, "counts {:?}, walks {:?}", self.counts, self.walks);
+            assert!(
+                Instant::now() < end,
+                "counts {:?}, walks {:?}; before {before:?}",
+                self.counts,
+                self.walks
+            );
             self.output.wait_more(Duration::from_millis(100));
         }
     }
