@@ -143,31 +143,25 @@ holds_at_least() { [ "$(resident "$1")" -ge "$2" ]; }
 readonly fill="cat /www/file /www/file /www/file /www/file /www/file /www/file" fill_mib=23
 
 # memory_comes_back SIDE...: what the guest no longer needs, no side holds any more. The kernel tells of 2 MiB that are free as
-# a whole, and what is free is in pieces, which it is told to put together: a third of it must have come back.
+# a whole, so it is filled in pieces of that size.
 memory_comes_back() {
-    local side before=() full=() n=0 try
+    local side before=() full=() n=0
     for side in "$@"; do before+=("$(resident "$side")"); done
-    guest "$fill >/tmp/fill" || { echo "the guest does not get to fill its memory"; return 1; }
+    guest "mkdir -p /tmp/huge && mount -t tmpfs -o huge=always huge /tmp/huge && $fill >/tmp/huge/fill" ||
+        { echo "the guest does not get to fill its memory"; return 1; }
     for side in "$@"; do
         within 60 holds_at_least "$side" $((before[n] + fill_mib / 2)) ||
             { echo "$side: before $fill_mib MiB are filled ${before[n]} MiB resident, and then $(resident "$side")"; return 1; }
         full+=("$(resident "$side")")
         n=$((n + 1))
     done
-    # How much can be put together depends on what else lies in between, so it gets several tries.
-    for try in 1 2 3; do
-        [ "$try" = 1 ] || guest "$fill >/tmp/fill"
-        guest 'rm /tmp/fill && echo 3 >/proc/sys/vm/drop_caches && echo 1 >/proc/sys/vm/compact_memory'
-        n=0
-        for side in "$@"; do
-            within 30 holds_at_most "$side" $((full[n] - fill_mib / 3)) || break
-            n=$((n + 1))
-        done
-        [ "$n" -lt $# ] || return 0
+    guest 'umount /tmp/huge'
+    n=0
+    for side in "$@"; do
+        within 60 holds_at_most "$side" $((full[n] - fill_mib * 3 / 4)) ||
+            { echo "$side: of ${full[n]} MiB $(resident "$side") stay resident; in the guest are free: $(guest 'cat /proc/buddyinfo')"; return 1; }
+        n=$((n + 1))
     done
-    # Free blocks of 2 MiB and more, the last two columns, that stay resident are the host's fault; their lack is not.
-    echo "$side: of ${full[n]} MiB $(resident "$side") stay resident; in the guest are free: $(guest 'cat /proc/buddyinfo')"
-    return 1
 }
 
 # Memory that the guest keeps, between what it gives back.
